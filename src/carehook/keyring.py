@@ -65,7 +65,7 @@ class Keyring:
         return self._key_id.hex()
 
     def seal(self, plaintext: bytes, *, context: str) -> bytes:
-        """`plaintext`, encrypted so that only this key and the same `context` (as `endpoint:ep_…`) open it."""
+        """`plaintext`, encrypted: only this key and the same `context` (as `endpoint:ep_…`) open it."""
         nonce = secrets.token_bytes(_NONCE_BYTES)
         return self._header + nonce + self._cipher.encrypt(nonce, plaintext, self._bind(context))
 
@@ -75,8 +75,8 @@ class Keyring:
             raise DamagedError("A stored secret is damaged: it does not have the form of a sealed value.")
         if sealed[:_HEADER_BYTES] != self._header:
             raise WrongKeyError(
-                f"A stored secret was sealed under the key {sealed[1:_HEADER_BYTES].hex()}, but the key in use "
-                f"is {self.key_id}. Start Carehook with the key that this store was made with."
+                f"A stored secret was sealed under the key {sealed[1:_HEADER_BYTES].hex()}, but the key in "
+                f"use is {self.key_id}. Start Carehook with the key that this store was made with."
             )
         nonce, ciphertext = sealed[_HEADER_BYTES:][:_NONCE_BYTES], sealed[_HEADER_BYTES + _NONCE_BYTES :]
         try:
