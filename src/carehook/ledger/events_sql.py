@@ -1,0 +1,246 @@
+"""Events, their deliveries, and the answers that idempotency keys were given."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from carehook.ledger.port import DuplicateKey
+from carehook.ledger.records import (
+    Answered,
+    Attempt,
+    AttemptOutcome,
+    Backlog,
+    Delivery,
+    DeliveryFilter,
+    NewDelivery,
+    Page,
+    PageRequest,
+    StoredEvent,
+)
+from carehook.ledger.statements import build_move, fetch_page
+from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
+from carehook.ledger.tables import (
+    LEASED,
+    WAITING,
+    attempts,
+    deliveries,
+    endpoints,
+    events,
+    idempotency_keys,
+    in_state,
+)
+
+_delivery_columns = [deliveries.c[field.name] for field in dataclasses.fields(Delivery)]
+
+
+def _build_delivery(row: sa.Row[tuple[object, ...]]) -> Delivery:
+    fields = dict(row._mapping)
+    fields["state"] = DeliveryState(fields["state"])
+    return Delivery(**fields)
+
+
+def _build_attempt(row: sa.Row[tuple[object, ...]]) -> Attempt:
+    fields = dict(row._mapping)
+    fields["outcome"] = AttemptOutcome(fields["outcome"])
+    return Attempt(**fields)
+
+
+class EventsSql:
+    """See `port.Events`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def add(self, new: Sequence[StoredEvent]) -> None:
+        """Store accepted events."""
+        await self._connection.execute(
+            events.insert(),
+            [
+                {
+                    "id": event.id,
+                    "organization_id": event.organization_id,
+                    "type": event.type,
+                    "occurred_on": event.occurred_on,
+                    "body": event.body,
+                    "is_test": event.is_test,
+                    "created_at": event.created_at,
+                }
+                for event in new
+            ],
+        )
+
+    async def get(self, event_id: str) -> StoredEvent | None:
+        """One event."""
+        row = (await self._connection.execute(sa.select(events).where(events.c.id == event_id))).one_or_none()
+        return None if row is None else StoredEvent(**row._mapping)
+
+    async def page(self, organization_id: str, request: PageRequest) -> Page[StoredEvent]:
+        """A page of an organization's events."""
+        query = sa.select(events).where(events.c.organization_id == organization_id)
+        return await fetch_page(self._connection, query, events.c.id, request, lambda row: StoredEvent(**row._mapping))
+
+
+class DeliveriesSql:
+    """See `port.Deliveries`. `on_due` is told when a method made something due."""
+
+    def __init__(self, connection: AsyncConnection, on_due: Callable[[], None]) -> None:
+        self._connection = connection
+        self._on_due = on_due
+
+    async def add(self, new: Sequence[NewDelivery]) -> None:
+        """Store new deliveries."""
+        await self._connection.execute(
+            deliveries.insert(),
+            [
+                {
+                    "id": delivery.id,
+                    "event_id": delivery.event_id,
+                    "endpoint_id": delivery.endpoint_id,
+                    "organization_id": delivery.organization_id,
+                    "event_type": delivery.event_type,
+                    "state": delivery.state,
+                    "due_at": delivery.created_at,
+                    "created_at": delivery.created_at,
+                }
+                for delivery in new
+            ],
+        )
+        self._on_due()
+
+    async def get(self, delivery_id: str) -> Delivery | None:
+        """One delivery."""
+        query = sa.select(*_delivery_columns).where(deliveries.c.id == delivery_id)
+        row = (await self._connection.execute(query)).one_or_none()
+        return None if row is None else _build_delivery(row)
+
+    async def of_event(self, event_id: str) -> Sequence[Delivery]:
+        """The deliveries of an event."""
+        query = sa.select(*_delivery_columns).where(deliveries.c.event_id == event_id)
+        rows = await self._connection.execute(query.order_by(deliveries.c.id))
+        return [_build_delivery(row) for row in rows]
+
+    async def page(self, organization_id: str, only: DeliveryFilter, request: PageRequest) -> Page[Delivery]:
+        """A page of an organization's deliveries."""
+        query = sa.select(*_delivery_columns).where(deliveries.c.organization_id == organization_id)
+        for name, value in dataclasses.asdict(only).items():
+            if value is not None:
+                query = query.where(deliveries.c[name] == value)
+        return await fetch_page(self._connection, query, deliveries.c.id, request, _build_delivery)
+
+    async def attempts(self, delivery_id: str) -> Sequence[Attempt]:
+        """The attempts of a delivery, first to last."""
+        query = sa.select(attempts).where(attempts.c.delivery_id == delivery_id).order_by(attempts.c.number)
+        return [_build_attempt(row) for row in await self._connection.execute(query)]
+
+    async def retry(self, delivery_id: str, now: datetime) -> bool:
+        """Make one due now, unless a request of it is in flight."""
+        return await self._revive(Transition.RETRY, deliveries.c.id == delivery_id, now) == 1
+
+    async def resend(self, delivery_ids: Collection[str], now: datetime) -> int:
+        """Make any of them due now, whatever became of them."""
+        return await self._revive(Transition.RESEND, deliveries.c.id.in_(sorted(delivery_ids)), now)
+
+    async def recover(self, endpoint_id: str, since: datetime, now: datetime) -> int:
+        """Make due now what failed since an instant."""
+        failed = (
+            (deliveries.c.endpoint_id == endpoint_id)
+            & in_state(DeliveryState.EXHAUSTED, DeliveryState.PENDING)
+            & (deliveries.c.failure_count > 0)
+            & (deliveries.c.last_attempt_at >= since)
+        )
+        return await self._revive(Transition.RETRY, failed, now)
+
+    async def _revive(self, transition: Transition, which: sa.ColumnElement[bool], now: datetime) -> int:
+        result = await self._connection.execute(
+            build_move(
+                transition,
+                which & deliveries.c.lease_until.is_(None),
+                due_at=now,
+                failure_count=0,
+                finished_at=None,
+            )
+        )
+        # What was revived for an endpoint that does not receive now waits for it like everything else.
+        silent = sa.select(endpoints.c.id).where(endpoints.c.status != EndpointStatus.ACTIVE)
+        await self._connection.execute(build_move(Transition.HOLD, which & deliveries.c.endpoint_id.in_(silent)))
+        self._on_due()
+        return result.rowcount
+
+    async def cancel(self, delivery_id: str, now: datetime) -> bool:
+        """Send one no more."""
+        move = build_move(Transition.CANCEL, deliveries.c.id == delivery_id, due_at=None, finished_at=now)
+        return (await self._connection.execute(move)).rowcount == 1
+
+    async def cancel_all(self, endpoint_id: str, now: datetime) -> int:
+        """Send no more of an endpoint's deliveries."""
+        move = build_move(Transition.CANCEL, deliveries.c.endpoint_id == endpoint_id, due_at=None, finished_at=now)
+        return (await self._connection.execute(move)).rowcount
+
+    async def hold(self, endpoint_id: str) -> int:
+        """Hold all that is pending for an endpoint."""
+        move = build_move(Transition.HOLD, deliveries.c.endpoint_id == endpoint_id)
+        return (await self._connection.execute(move)).rowcount
+
+    async def release(self, endpoint_id: str) -> int:
+        """Let all that is held for an endpoint go on."""
+        move = build_move(Transition.RELEASE, deliveries.c.endpoint_id == endpoint_id)
+        self._on_due()
+        return (await self._connection.execute(move)).rowcount
+
+    async def backlog(self) -> Backlog:
+        """What waits, read from the partial indexes alone."""
+        held = in_state(DeliveryState.HELD)
+        row = (
+            await self._connection.execute(
+                sa.select(
+                    sa.select(sa.func.count()).where(WAITING).scalar_subquery(),
+                    sa.select(sa.func.count()).where(LEASED).scalar_subquery(),
+                    sa.select(sa.func.count()).where(held).scalar_subquery(),
+                    sa.select(sa.func.min(deliveries.c.due_at)).where(WAITING).scalar_subquery(),
+                )
+            )
+        ).one()
+        return Backlog(*row)
+
+
+class IdempotencyKeysSql:
+    """See `port.IdempotencyKeys`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def find(self, keys: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Answered]:
+        """The answers that there are."""
+        table = idempotency_keys.c
+        query = sa.select(idempotency_keys).where(sa.tuple_(table.organization_id, table.key).in_(sorted(keys)))
+        return {
+            (row.organization_id, row.key): Answered(row.fingerprint, row.answer)
+            for row in await self._connection.execute(query)
+        }
+
+    async def add(self, answers: Mapping[tuple[str, str], Answered], now: datetime) -> None:
+        """Remember answers."""
+        rows = [
+            {
+                "organization_id": organization_id,
+                "key": key,
+                "fingerprint": answered.fingerprint,
+                "answer": dict(answered.answer),
+                "created_at": now,
+            }
+            for (organization_id, key), answered in sorted(answers.items(), key=lambda item: item[0])
+        ]
+        try:
+            await self._connection.execute(idempotency_keys.insert(), rows)
+        except sa.exc.IntegrityError:
+            raise DuplicateKey("an idempotency key was just used") from None
+
+    async def forget(self, before: datetime) -> int:
+        """Forget old answers."""
+        statement = idempotency_keys.delete().where(idempotency_keys.c.created_at < before)
+        return (await self._connection.execute(statement)).rowcount

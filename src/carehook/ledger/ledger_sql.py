@@ -1,0 +1,74 @@
+"""The ledger on SQLite and PostgreSQL: a transaction gives access to every table through its part of the port."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from carehook.ledger.access_sql import InstallationSql, TokensSql
+from carehook.ledger.care_sql import CareSql
+from carehook.ledger.database import Database
+from carehook.ledger.directory_sql import EndpointsSql, OrganizationsSql
+from carehook.ledger.events_sql import DeliveriesSql, EventsSql, IdempotencyKeysSql
+from carehook.ledger.schema import check_schema
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionSql:
+    """See `port.Transaction`."""
+
+    organizations: OrganizationsSql
+    endpoints: EndpointsSql
+    events: EventsSql
+    deliveries: DeliveriesSql
+    idempotency_keys: IdempotencyKeysSql
+    care: CareSql
+    tokens: TokensSql
+    installation: InstallationSql
+
+
+def _build_transaction(connection: AsyncConnection, on_due: Callable[[], None]) -> TransactionSql:
+    return TransactionSql(
+        organizations=OrganizationsSql(connection),
+        endpoints=EndpointsSql(connection),
+        events=EventsSql(connection),
+        deliveries=DeliveriesSql(connection, on_due),
+        idempotency_keys=IdempotencyKeysSql(connection),
+        care=CareSql(connection),
+        tokens=TokensSql(connection),
+        installation=InstallationSql(connection),
+    )
+
+
+class LedgerSql:
+    """See `port.Ledger`. `on_due` is called after a commit that made deliveries due."""
+
+    def __init__(self, database: Database, on_due: Callable[[], None]) -> None:
+        self._database = database
+        self._on_due = on_due
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[TransactionSql]:
+        """Read and write."""
+        made_due: list[bool] = []
+        async with self._database.write() as connection:
+            yield _build_transaction(connection, lambda: made_due.append(True))
+        if made_due:
+            self._on_due()
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[TransactionSql]:
+        """Read alone."""
+        async with self._database.read() as connection:
+            yield _build_transaction(connection, lambda: None)
+
+    async def check(self) -> None:
+        """Raises LedgerUnavailable where the store does not answer or its schema is not this version's."""
+        await check_schema(self._database)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._database.close()

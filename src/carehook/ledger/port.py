@@ -1,0 +1,288 @@
+"""What the rest of Carehook asks of a ledger and of a queue. One behavioural suite, tests/conformance, runs on each.
+
+Laws:
+- A transaction is all or nothing; when its block ends without an exception it is on disk.
+- No I/O but the ledger's own happens inside a transaction.
+- Rows are locked in one order, endpoints before deliveries and deliveries by id, so that transactions do not deadlock.
+- A result counts only with the lease token under which the delivery was claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from carehook.ledger.records import (
+    Answered,
+    Attempt,
+    Backlog,
+    ClaimedDelivery,
+    ConsultationRow,
+    Delivery,
+    DeliveryFilter,
+    Endpoint,
+    FinishedAttempt,
+    NewDelivery,
+    Organization,
+    Page,
+    PageRequest,
+    PatientRow,
+    PrescriptionRow,
+    ProfessionalRow,
+    ReportRow,
+    StoredEvent,
+    Token,
+)
+
+
+class LedgerUnavailable(Exception):
+    """The store cannot be used now; the message is a plain sentence that says why and what to do."""
+
+
+class Organizations(Protocol):
+    """Customers that receive."""
+
+    async def add(self, organization: Organization) -> None: ...
+    async def get(self, organization_id: str) -> Organization | None: ...
+    async def existing(self, organization_ids: Collection[str]) -> frozenset[str]:
+        """Those of the ids that there are."""
+        ...
+
+    async def page(self, request: PageRequest) -> Page[Organization]: ...
+
+
+class Endpoints(Protocol):
+    """URLs of organizations. A deleted one is kept for its history and is not found by any method here."""
+
+    async def add(self, endpoint: Endpoint) -> None: ...
+    async def get(self, endpoint_id: str, *, lock: bool = False) -> Endpoint | None:
+        """One endpoint. With `lock`, nobody else changes it before this transaction ends."""
+        ...
+
+    async def update(self, endpoint: Endpoint) -> None:
+        """Store every field of an endpoint that is there."""
+        ...
+
+    async def page(self, organization_id: str, request: PageRequest) -> Page[Endpoint]: ...
+    async def recipients(self, organization_ids: Collection[str]) -> Sequence[Endpoint]:
+        """All endpoints of the organizations, whatever they subscribe to, fixed until this transaction ends."""
+        ...
+
+
+class Events(Protocol):
+    """Accepted events."""
+
+    async def add(self, events: Sequence[StoredEvent]) -> None: ...
+    async def get(self, event_id: str) -> StoredEvent | None: ...
+    async def page(self, organization_id: str, request: PageRequest) -> Page[StoredEvent]: ...
+
+
+class Deliveries(Protocol):
+    """Deliveries outside of the queue. Each method that moves some keeps to `states.TRANSITIONS`."""
+
+    async def add(self, deliveries: Sequence[NewDelivery]) -> None:
+        """Store new deliveries; the pending ones are due at their `created_at`."""
+        ...
+
+    async def get(self, delivery_id: str) -> Delivery | None: ...
+    async def of_event(self, event_id: str) -> Sequence[Delivery]: ...
+    async def page(self, organization_id: str, only: DeliveryFilter, request: PageRequest) -> Page[Delivery]: ...
+    async def attempts(self, delivery_id: str) -> Sequence[Attempt]:
+        """The attempts of a delivery, first to last."""
+        ...
+
+    async def retry(self, delivery_id: str, now: datetime) -> bool:
+        """Make it due now with its schedule begun anew; False where its state or a request in flight forbids it."""
+        ...
+
+    async def resend(self, delivery_ids: Collection[str], now: datetime) -> int:
+        """The same for any state but with no effect on those in flight; how many were changed."""
+        ...
+
+    async def cancel(self, delivery_id: str, now: datetime) -> bool:
+        """Send it no more; False where its state forbids it. A request in flight may still arrive."""
+        ...
+
+    async def hold(self, endpoint_id: str) -> int:
+        """Hold all that is pending for an endpoint; how many."""
+        ...
+
+    async def release(self, endpoint_id: str) -> int:
+        """Let all that is held for an endpoint go on; how many."""
+        ...
+
+    async def cancel_all(self, endpoint_id: str, now: datetime) -> int:
+        """Cancel all that is pending or held for an endpoint; how many."""
+        ...
+
+    async def recover(self, endpoint_id: str, since: datetime, now: datetime) -> int:
+        """Make due now all that exhausted its schedule, or waits to be retried, after a failure since; how many."""
+        ...
+
+    async def backlog(self) -> Backlog:
+        """What waits, over all organizations."""
+        ...
+
+
+class IdempotencyKeys(Protocol):
+    """First answers, by organization and key."""
+
+    async def find(self, keys: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Answered]: ...
+    async def add(self, answers: Mapping[tuple[str, str], Answered], now: datetime) -> None:
+        """Remember answers. Raises `DuplicateKey` where another transaction has just remembered one of the keys."""
+        ...
+
+    async def forget(self, before: datetime) -> int:
+        """Forget answers given before an instant; how many."""
+        ...
+
+
+class DuplicateKey(Exception):
+    """Another transaction stored a row of the same key first; begin anew and it will be found."""
+
+
+class Care(Protocol):
+    """What the care API keeps until a consultation is finished."""
+
+    async def put_patient(self, patient: PatientRow) -> None: ...
+    async def patient(self, organization_id: str, code: str) -> PatientRow | None: ...
+    async def put_professional(self, professional: ProfessionalRow) -> None: ...
+    async def professional(self, organization_id: str, professional_id: str) -> ProfessionalRow | None:
+        """The professional as the organization knows them, else as the platform does."""
+        ...
+
+    async def add_consultation(self, consultation: ConsultationRow) -> None:
+        """Raises `DuplicateKey` where the organization has one of that id."""
+        ...
+
+    async def consultation(
+        self, organization_id: str, consultation_id: str, *, lock: bool = False
+    ) -> ConsultationRow | None:
+        """One consultation. With `lock`, nothing is added to it before this transaction ends."""
+        ...
+
+    async def finish_consultation(self, consultation: ConsultationRow) -> None:
+        """Store its `end_date` and `finished_event_id`."""
+        ...
+
+    async def add_report(self, report: ReportRow) -> None: ...
+    async def reports(self, organization_id: str, consultation_id: str) -> Sequence[ReportRow]:
+        """The reports of a consultation in their order."""
+        ...
+
+    async def add_prescription(self, prescription: PrescriptionRow) -> None: ...
+    async def prescriptions(self, organization_id: str, consultation_id: str) -> Sequence[PrescriptionRow]:
+        """The prescriptions of a consultation in their order."""
+        ...
+
+
+class Tokens(Protocol):
+    """API tokens, found by the digest of their secret."""
+
+    async def add(self, token: Token, digest: str) -> None: ...
+    async def find(self, digest: str) -> Token | None: ...
+    async def page(self, request: PageRequest) -> Page[Token]: ...
+    async def revoke(self, token_id: str, now: datetime) -> bool:
+        """False where there is no such token or it is revoked already."""
+        ...
+
+    async def any_operator(self) -> bool:
+        """Whether there is an operator's token that is not revoked."""
+        ...
+
+
+class Installation(Protocol):
+    """Facts about this installation that must agree with the settings."""
+
+    async def get(self, name: str) -> bytes | None: ...
+    async def put_first(self, name: str, value: bytes) -> bytes:
+        """Store a value unless there is one; the value that is stored now."""
+        ...
+
+
+class Transaction(Protocol):
+    """What can be read and written within one transaction."""
+
+    @property
+    def organizations(self) -> Organizations: ...
+    @property
+    def endpoints(self) -> Endpoints: ...
+    @property
+    def events(self) -> Events: ...
+    @property
+    def deliveries(self) -> Deliveries: ...
+    @property
+    def idempotency_keys(self) -> IdempotencyKeys: ...
+    @property
+    def care(self) -> Care: ...
+    @property
+    def tokens(self) -> Tokens: ...
+    @property
+    def installation(self) -> Installation: ...
+
+
+class Ledger(Protocol):
+    """The store: what was accepted, for whom, and what became of it."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Read and write; committed when the block ends, rolled back when it raises."""
+        ...
+
+    def snapshot(self) -> AbstractAsyncContextManager[Transaction]:
+        """Read alone, without holding up writers."""
+        ...
+
+    async def check(self) -> None:
+        """Raises `LedgerUnavailable` where the store does not answer or its schema is not this version's."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Queue(Protocol):
+    """Due deliveries under lease. The ledger's rows are its only truth."""
+
+    async def claim(
+        self, limit: int, *, per_endpoint: int, passing_over: Collection[str], now: datetime, lease: timedelta
+    ) -> Sequence[ClaimedDelivery]:
+        """Lease at most `limit` deliveries that are due, at most `per_endpoint` of each endpoint.
+
+        Endpoints in `passing_over` are left alone. Those with the oldest due deliveries come first, and where there are
+        more due endpoints than `limit` each gets one.
+        """
+        ...
+
+    async def finish(self, finished: Sequence[FinishedAttempt], now: datetime) -> Sequence[bool]:
+        """Record attempts and move their deliveries, in one transaction; False for each whose lease was lost."""
+        ...
+
+    async def give_back(self, claimed: Iterable[ClaimedDelivery]) -> None:
+        """End leases of deliveries that were not attempted; they are due as before."""
+        ...
+
+    async def recover_lost(self, now: datetime) -> int:
+        """Record an interrupted attempt for each lease that ran out and make its delivery due; how many."""
+        ...
+
+    async def wait(self, *, at_most: timedelta) -> None:
+        """Return when something may be due that was not at the last claim, or after `at_most`."""
+        ...
+
+
+__all__ = [
+    "Care",
+    "Deliveries",
+    "DuplicateKey",
+    "Endpoints",
+    "Events",
+    "IdempotencyKeys",
+    "Installation",
+    "Ledger",
+    "LedgerUnavailable",
+    "Organizations",
+    "Queue",
+    "Tokens",
+    "Transaction",
+]

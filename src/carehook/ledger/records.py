@@ -1,0 +1,268 @@
+"""Rows as values: what the ledger takes and gives back. Every instant is an aware UTC `datetime`.
+
+Bodies, secrets and medical data are left out of every `repr`, so that a log line cannot leak them by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
+
+from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Row]):
+    """Some rows of a list, newest first, and where to go on: None when there are no more."""
+
+    rows: Sequence[Row]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """At most `limit` rows, those after `cursor` (the id that a former page ended with)."""
+
+    limit: int = 50
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Organization:
+    """A customer that receives."""
+
+    id: str
+    name: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One URL of an organization. No event types means all of them."""
+
+    id: str
+    organization_id: str
+    url: str
+    description: str
+    event_types: tuple[str, ...]
+    status: EndpointStatus
+    status_reason: str | None
+    sealed_secrets: bytes = field(repr=False)
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An accepted event. `body` is what every attempt sends, byte for byte."""
+
+    id: str
+    organization_id: str
+    type: str
+    occurred_on: float
+    body: bytes = field(repr=False)
+    is_test: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewDelivery:
+    """A delivery to be stored with its event; it is due at once, or held where its endpoint does not receive."""
+
+    id: str
+    event_id: str
+    endpoint_id: str
+    organization_id: str
+    event_type: str
+    state: DeliveryState
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event for one endpoint. While a request may be in flight `lease_until` says until when at the latest."""
+
+    id: str
+    event_id: str
+    endpoint_id: str
+    organization_id: str
+    event_type: str
+    state: DeliveryState
+    due_at: datetime | None
+    lease_until: datetime | None
+    attempt_count: int
+    failure_count: int
+    created_at: datetime
+    last_attempt_at: datetime | None
+    finished_at: datetime | None
+
+
+class AttemptOutcome(StrEnum):
+    """How an attempt ended; the names of the values in `exchange`."""
+
+    RESPONDED = "responded"
+    UNREACHABLE = "unreachable"
+    BLOCKED = "blocked"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One HTTP exchange of a delivery. `duration` is in seconds; `sealed_excerpt` how a failed response began."""
+
+    id: str
+    delivery_id: str
+    number: int
+    started_at: datetime
+    duration: float
+    outcome: AttemptOutcome
+    status_code: int | None
+    reason: str | None
+    sealed_excerpt: bytes | None = field(repr=False, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedDelivery:
+    """A delivery under lease, with all that is needed to attempt it. `lease_token` fences its result."""
+
+    id: str
+    lease_token: int
+    lease_until: datetime
+    attempt_count: int
+    failure_count: int
+    event_id: str
+    event_type: str
+    accepted_at: datetime
+    body: bytes = field(repr=False)
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedAttempt:
+    """What became of a claimed delivery. `due_at` is set for RESCHEDULE alone.
+
+    `spends_retry` is false where the receiver is not to blame. `disable_reason` disables the endpoint as well.
+    """
+
+    delivery_id: str
+    endpoint_id: str
+    lease_token: int
+    attempt: Attempt
+    transition: Transition
+    due_at: datetime | None
+    spends_retry: bool
+    disable_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How many deliveries wait, are in flight and are held, and since when the oldest waiting one has been due."""
+
+    waiting: int
+    in_flight: int
+    held: int
+    oldest_due_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryFilter:
+    """Which deliveries of an organization; None means any."""
+
+    state: DeliveryState | None = None
+    endpoint_id: str | None = None
+    event_type: str | None = None
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The first answer to an idempotency key, with a digest of the request that it answered."""
+
+    fingerprint: str
+    answer: Mapping[str, Any]
+
+
+class Role(StrEnum):
+    """What a token may do."""
+
+    OPERATOR = "operator"
+    PUBLISHER = "publisher"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An API token without its secret, of which only a digest is stored. A publisher's is bound to an organization."""
+
+    id: str
+    role: Role
+    organization_id: str | None
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class PatientRow:
+    """A patient of an organization, with the medical history as the contract has it."""
+
+    organization_id: str
+    code: str
+    history: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfessionalRow:
+    """A professional as `scope` knows them: an organization's id, or PLATFORM for all."""
+
+    scope: str
+    id: str
+    name: str = field(repr=False)
+    avatar: str = field(repr=False)
+
+
+PLATFORM = "platform"
+"""The scope of a professional whom every organization sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsultationRow:
+    """A consultation, open until `finished_event_id` names the event that told of its end."""
+
+    organization_id: str
+    id: str
+    type: str
+    patient_code: str
+    professional_id: str
+    speciality: Mapping[str, Any] = field(repr=False)
+    start_date: datetime = field(repr=False)
+    end_date: datetime | None = field(repr=False)
+    finished_event_id: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRow:
+    """A report of a consultation and the event that told of it; `position` is its place among them, from 1."""
+
+    organization_id: str
+    consultation_id: str
+    id: str
+    position: int
+    type: str
+    content: Mapping[str, Any] = field(repr=False)
+    event_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrescriptionRow:
+    """A prescription of a consultation; `position` is its place among them, from 1."""
+
+    organization_id: str
+    consultation_id: str
+    id: str
+    position: int
+    active_substances: Sequence[str] = field(repr=False)

@@ -1,0 +1,77 @@
+"""The schema's version: checked against the code's, and brought up to it by Alembic's migrations.
+
+The check is one small query without Alembic, whose import is slow; `HEAD` is held to the migrations by a test.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from carehook.ledger.database import Database
+from carehook.ledger.port import LedgerUnavailable
+
+HEAD = "0001"
+"""The newest migration, the schema that this code works with."""
+
+_MIGRATION_LOCK = 0x63617265686F6F6B
+"""The PostgreSQL advisory lock that lets one process migrate at a time ("carehook" in ASCII)."""
+
+
+async def read_version(database: Database) -> str | None:
+    """The schema's version; None for a store without a schema. Raises LedgerUnavailable where it does not answer."""
+    query = sa.text("SELECT version_num FROM alembic_version")
+    try:
+        async with database.read() as connection:
+            if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table("alembic_version")):
+                return None
+            version: str | None = (await connection.execute(query)).scalar_one_or_none()
+            return version
+    except (sa.exc.SQLAlchemyError, OSError, TimeoutError) as error:
+        raise LedgerUnavailable(describe_unavailable(database, error)) from error
+
+
+def describe_unavailable(database: Database, error: Exception) -> str:
+    """One sentence about a store that does not answer, without its password."""
+    cause = getattr(error, "orig", None) or error
+    return f"the database {database.url.render_as_string(hide_password=True)} does not answer: {cause}"
+
+
+async def check_schema(database: Database) -> None:
+    """Raises LedgerUnavailable where the schema is missing, too old or too new."""
+    version = await read_version(database)
+    if version is None:
+        raise LedgerUnavailable("the database has no tables yet: run `carehook migrate`")
+    if version < HEAD:
+        raise LedgerUnavailable(
+            f"the database is at schema {version}, this version needs {HEAD}: run `carehook migrate`"
+        )
+    if version > HEAD:
+        raise LedgerUnavailable(
+            f"the database is at schema {version}, newer than this version knows ({HEAD}): run a newer Carehook"
+        )
+
+
+async def migrate(database: Database) -> None:
+    """Bring the schema up to HEAD, making it on an empty store. Several processes may do so at once."""
+    version = await read_version(database)
+    if version == HEAD:
+        return
+    if version is not None and version > HEAD:
+        await check_schema(database)
+    async with database.write() as connection:
+        await connection.run_sync(_upgrade)
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -1,0 +1,226 @@
+"""The tables, for SQLite and PostgreSQL alike. A change here needs a migration; a test compares the two.
+
+The indexes on `deliveries` are partial: what a claim looks through is only what waits, however long the history is.
+"""
+
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+
+from carehook.ledger.states import DeliveryState
+
+
+class Instant(sa.TypeDecorator[datetime]):
+    """An aware UTC instant; SQLite, which has no time zones, keeps it naive in UTC."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive instants; give SQLite the UTC wall clock."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("an instant needs a time zone")
+        return value.astimezone(UTC).replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give back an aware UTC instant."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+organizations = sa.Table(
+    "organizations",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+)
+
+endpoints = sa.Table(
+    "endpoints",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("organization_id", sa.ForeignKey("organizations.id"), nullable=False, index=True),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("event_types", sa.JSON, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("status_reason", sa.Text),
+    sa.Column("sealed_secrets", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("updated_at", Instant, nullable=False),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("organization_id", sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("occurred_on", sa.Double, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("is_test", sa.Boolean(create_constraint=False), nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Index("ix_events_organization_id", "organization_id", "id"),
+)
+
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("event_id", sa.ForeignKey("events.id"), nullable=False),
+    sa.Column("endpoint_id", sa.ForeignKey("endpoints.id"), nullable=False),
+    sa.Column("organization_id", sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("event_type", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("due_at", Instant),
+    sa.Column("leased_at", Instant),
+    sa.Column("lease_until", Instant),
+    sa.Column("lease_token", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("attempt_count", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("failure_count", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("last_attempt_at", Instant),
+    sa.Column("finished_at", Instant),
+    sa.UniqueConstraint("event_id", "endpoint_id"),
+    sa.Index("ix_deliveries_organization_id", "organization_id", "id"),
+)
+
+
+def in_state(*states: DeliveryState) -> sa.ColumnElement[bool]:
+    """Whether a delivery is in one of these states, written out: with a parameter a partial index goes unused."""
+    return deliveries.c.state.in_([sa.literal_column(f"'{state}'") for state in states])
+
+
+WAITING = (deliveries.c.state == sa.literal_column("'pending'")) & deliveries.c.lease_until.is_(None)
+"""What a worker may claim, once it is due."""
+
+LEASED = deliveries.c.lease_until.is_not(None)
+"""What a worker has claimed."""
+
+for _name, _columns, _rows in (
+    ("ix_deliveries_due", (deliveries.c.endpoint_id, deliveries.c.due_at), WAITING),
+    ("ix_deliveries_leased", (deliveries.c.lease_until,), LEASED),
+    (
+        "ix_deliveries_set_aside",
+        (deliveries.c.endpoint_id,),
+        in_state(DeliveryState.HELD, DeliveryState.EXHAUSTED),
+    ),
+):
+    sa.Index(_name, *_columns, sqlite_where=_rows, postgresql_where=_rows)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("delivery_id", sa.ForeignKey("deliveries.id"), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("started_at", Instant, nullable=False),
+    sa.Column("duration", sa.Double, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("status_code", sa.Integer),
+    sa.Column("reason", sa.Text),
+    sa.Column("sealed_excerpt", sa.LargeBinary),
+    sa.UniqueConstraint("delivery_id", "number"),
+)
+
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("organization_id", sa.ForeignKey("organizations.id"), primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("answer", sa.JSON, nullable=False),
+    sa.Column("created_at", Instant, nullable=False, index=True),
+)
+
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, nullable=False, unique=True),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("organization_id", sa.ForeignKey("organizations.id")),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("revoked_at", Instant),
+)
+
+installation = sa.Table(
+    "installation",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.LargeBinary, nullable=False),
+)
+
+patients = sa.Table(
+    "patients",
+    metadata,
+    sa.Column("organization_id", sa.ForeignKey("organizations.id"), primary_key=True),
+    sa.Column("code", sa.Text, primary_key=True),
+    sa.Column("history", sa.JSON, nullable=False),
+)
+
+professionals = sa.Table(
+    "professionals",
+    metadata,
+    sa.Column("scope", sa.Text, primary_key=True),
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("avatar", sa.Text, nullable=False),
+)
+
+consultations = sa.Table(
+    "consultations",
+    metadata,
+    sa.Column("organization_id", sa.ForeignKey("organizations.id"), primary_key=True),
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("patient_code", sa.Text, nullable=False),
+    sa.Column("professional_id", sa.Text, nullable=False),
+    sa.Column("speciality", sa.JSON, nullable=False),
+    sa.Column("start_date", Instant, nullable=False),
+    sa.Column("end_date", Instant),
+    sa.Column("finished_event_id", sa.ForeignKey("events.id")),
+    sa.Column("created_at", Instant, nullable=False),
+)
+
+reports = sa.Table(
+    "reports",
+    metadata,
+    sa.Column("organization_id", sa.Text, primary_key=True),
+    sa.Column("consultation_id", sa.Text, primary_key=True),
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("content", sa.JSON, nullable=False),
+    sa.Column("event_id", sa.ForeignKey("events.id"), nullable=False),
+    sa.ForeignKeyConstraint(
+        ["organization_id", "consultation_id"], ["consultations.organization_id", "consultations.id"]
+    ),
+)
+
+prescriptions = sa.Table(
+    "prescriptions",
+    metadata,
+    sa.Column("organization_id", sa.Text, primary_key=True),
+    sa.Column("consultation_id", sa.Text, primary_key=True),
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("active_substances", sa.JSON, nullable=False),
+    sa.ForeignKeyConstraint(
+        ["organization_id", "consultation_id"], ["consultations.organization_id", "consultations.id"]
+    ),
+)
