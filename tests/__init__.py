@@ -1,0 +1,1 @@
+"""The tests: read tests/walkthrough first."""
