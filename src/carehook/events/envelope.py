@@ -19,8 +19,8 @@ def read_unix_time(value: object) -> int | float:
     Raises:
         PydanticCustomError: it is no number (true is none), or not between 0 and the end of the year 9999.
     """
-    if type(value) in (int, float) and 0 <= value <= _LATEST:  # type: ignore[operator]
-        return value  # type: ignore[return-value]
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LATEST:
+        return value
     raise PydanticCustomError("unix_time", "must be a Unix time in seconds: a number from 0 to 253402300799")
 
 

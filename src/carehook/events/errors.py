@@ -37,8 +37,8 @@ _RULES: Mapping[str, str] = {
     "union_tag_invalid": "must be one of {expected_tags}",
     "union_tag_not_found": "is required",
     "json_invalid": "is not JSON: {error}",
-    "contract_datetime": "must be an ISO 8601 date and time such as 2024-01-01T00:00:00",
-    "unix_time": "must be a Unix time in seconds: a number from 0 to 253402300799",
+    "contract_datetime": "{msg}",
+    "unix_time": "{msg}",
 }
 _ABOUT_THE_TAG = frozenset({"union_tag_invalid", "union_tag_not_found"})
 
@@ -82,7 +82,7 @@ def build_invalid_event(refusal: ValidationError, tags: Collection[str]) -> Inva
 
 def _build_field_error(detail: ErrorDetails, tags: Collection[str]) -> FieldError:
     kind = detail["type"]
-    rule = _RULES.get(kind, f"is not valid ({kind})").format(**detail.get("ctx", {}))
+    rule = _RULES.get(kind, f"is not valid ({kind})").format(msg=detail["msg"], **detail.get("ctx", {}))
     return FieldError(_build_path(detail, tags), rule)
 
 
