@@ -1,0 +1,55 @@
+"""How a request to an endpoint is authenticated, beyond the signatures that every request has. One method a file.
+
+To add a method: write its file here, a frozen model with a `type` of its own, an example in its JSON Schema
+and a flow, and add it to `Authentication`. Nothing else names the methods one by one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, TypeAlias
+
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from carehook.directory.authentication.basic import BasicAuthentication
+from carehook.directory.authentication.bearer import BearerAuthentication
+from carehook.directory.authentication.fields import MASK, REVEAL_SECRETS, RevealableSecret
+from carehook.directory.authentication.flow import (
+    AccessToken,
+    AuthenticationFlow,
+    AuthenticationMethod,
+    TokenNeeded,
+    TokenRefused,
+    TokenSource,
+)
+from carehook.directory.authentication.headers import HeadersAuthentication
+from carehook.directory.authentication.none import NoAuthentication
+from carehook.directory.authentication.oauth2_client_credentials import OAuth2ClientCredentials
+
+__all__ = [
+    "AUTHENTICATION",
+    "MASK",
+    "REVEAL_SECRETS",
+    "AccessToken",
+    "Authentication",
+    "AuthenticationFlow",
+    "AuthenticationMethod",
+    "BasicAuthentication",
+    "BearerAuthentication",
+    "HeadersAuthentication",
+    "NoAuthentication",
+    "OAuth2ClientCredentials",
+    "RevealableSecret",
+    "TokenNeeded",
+    "TokenRefused",
+    "TokenSource",
+]
+
+Authentication: TypeAlias = Annotated[
+    NoAuthentication | BasicAuthentication | BearerAuthentication | HeadersAuthentication | OAuth2ClientCredentials,
+    Field(discriminator="type"),
+]
+
+AUTHENTICATION: Final[TypeAdapter[Authentication]] = TypeAdapter(
+    Authentication, config=ConfigDict(hide_input_in_errors=True)
+)
+"""Parses and dumps any method where it stands alone, not in a field of a model."""
