@@ -154,7 +154,7 @@ async def test_a_refusal_is_a_failure_with_a_plain_reason(tokens: AccessTokens, 
     server.outcome = Responded(401, {}, b'{"error": "invalid_client"}')
     refused = await tokens.get(TokenNeeded(build_method()))
     assert isinstance(refused, Unreachable)
-    assert refused.reason.startswith("The authorization server answered 401, invalid_client.")
+    assert refused.reason.startswith("the authorization server answered 401 invalid_client")
 
 
 async def test_a_failed_renewal_does_not_forget_the_token_that_others_may_still_use(

@@ -40,6 +40,7 @@ def refusal(response: Responded) -> str:
 
 def test_with_basic_the_credentials_are_form_encoded_in_the_header_alone() -> None:
     request = method(client_auth="basic").build_token_request()
+    assert "+" not in base64.b64decode(request.headers["authorization"].removeprefix("Basic ")).decode()
     scheme, _, credentials = request.headers["authorization"].partition(" ")
     client_id, _, secret = base64.b64decode(credentials).decode().partition(":")
     assert scheme == "Basic"
@@ -122,7 +123,7 @@ def test_a_token_of_another_type_is_refused(members: dict[str, object]) -> None:
 @pytest.mark.parametrize("value", [None, "", 1, "a b", "a\r\nx: y", "é", "a\n", "x" * 4090, {"a": 1}])
 def test_a_token_that_does_not_fit_in_a_header_is_refused_and_not_shown(value: object) -> None:
     reason = refusal(answer(access_token=value, token_type="bearer"))
-    assert reason == "The authorization server's answer has no access_token that fits in a header."
+    assert reason == "the authorization server's answer has no access_token that fits in a header"
 
 
 @pytest.mark.parametrize(
@@ -140,12 +141,12 @@ def test_a_token_that_does_not_fit_in_a_header_is_refused_and_not_shown(value: o
     ],
 )
 def test_an_answer_that_is_no_json_object_or_was_cut_off_is_refused(body: bytes) -> None:
-    assert refusal(Responded(200, {}, body)).endswith("is not a JSON object of at most 4 KiB.")
+    assert refusal(Responded(200, {}, body)).endswith("is not a JSON object of at most 4 KiB")
 
 
 def test_a_refusal_gives_the_error_code_and_advice_but_never_the_description() -> None:
     reason = refusal(answer(401, error="invalid_client", error_description="secret s+cret/=&%: is wrong"))
-    assert reason.startswith("The authorization server answered 401, invalid_client. Check the client id")
+    assert reason.startswith("the authorization server answered 401 invalid_client: check client_id")
     assert "s+cret" not in reason
 
 
@@ -162,18 +163,18 @@ def test_a_refusal_gives_the_error_code_and_advice_but_never_the_description() -
     ],
 )
 def test_an_error_that_is_no_short_code_is_left_out(response: Responded) -> None:
-    assert refusal(response) == "The authorization server answered 500."
+    assert refusal(response) == "the authorization server answered 500"
 
 
 def test_an_error_code_that_we_have_no_advice_for_is_given_alone() -> None:
     assert refusal(answer(503, error="temporarily_unavailable")) == (
-        "The authorization server answered 503, temporarily_unavailable."
+        "the authorization server answered 503 temporarily_unavailable"
     )
 
 
 def test_a_redirect_is_a_refusal() -> None:
     moved = Responded(302, {"location": "https://other.example"}, answer(access_token="a", token_type="bearer").body)
-    assert refusal(moved) == "The authorization server answered 302."
+    assert refusal(moved) == "the authorization server answered 302"
 
 
 @pytest.mark.parametrize(

@@ -88,4 +88,4 @@ class AccessTokens:
 
 def _name_the_server(failure: TokenFailure) -> TokenFailure:
     """The same failure, its reason saying that it was not the endpoint who failed."""
-    return type(failure)(f"No access token from the authorization server: {failure.reason}")
+    return type(failure)(f"no access token from the authorization server: {failure.reason}")

@@ -10,7 +10,7 @@ import base64
 import re
 from hashlib import sha256
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import quote_plus, urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field, SecretStr
 from pydantic_core import PydanticCustomError, from_json
@@ -54,10 +54,10 @@ _SCOPE: Final = Matching(
 _URL_CHARACTERS: Final = "[!$%&'()*+,./:;=?@_~0-9A-Za-z[\\]-]+"
 
 _ADVICE: Final = {
-    "invalid_client": "Check the client id, the client secret and how the client authenticates (client_auth).",
-    "unauthorized_client": "This client must be allowed the grant type client_credentials there.",
-    "invalid_scope": "Check the scope.",
-    "invalid_target": "Check the audience.",
+    "invalid_client": "check client_id, client_secret and client_auth",
+    "unauthorized_client": "the client must be allowed the grant type client_credentials there",
+    "invalid_scope": "check scope",
+    "invalid_target": "check audience",
 }
 
 
@@ -137,8 +137,8 @@ class OAuth2ClientCredentials(AuthenticationMethod):
         }
         secret = self.client_secret.get_secret_value()
         if self.client_auth == "basic":
-            # RFC 6749 §2.3.1: each part is form-encoded first, so a colon in the id does no harm.
-            credentials = f"{quote_plus(self.client_id)}:{quote_plus(secret)}".encode()
+            # RFC 6749 §2.3.1: each part is form-encoded first. A space as %20, for some servers leave a '+' as it is.
+            credentials = f"{quote(self.client_id, safe='')}:{quote(secret, safe='')}".encode()
             headers["authorization"] = "Basic " + base64.b64encode(credentials).decode()
         else:
             form |= {"client_id": self.client_id, "client_secret": secret}
@@ -155,13 +155,13 @@ class OAuth2ClientCredentials(AuthenticationMethod):
         if not response.is_success:
             return TokenRefused(_describe_error(response.status, answer))
         if answer is None:
-            return TokenRefused("The authorization server's answer is not a JSON object of at most 4 KiB.")
+            return TokenRefused("the authorization server's answer is not a JSON object of at most 4 KiB")
         token_type = answer.get("token_type")
         if not isinstance(token_type, str) or token_type.lower() != "bearer":
-            return TokenRefused("The authorization server's answer does not say that its token_type is Bearer.")
+            return TokenRefused("the authorization server's answer does not say that its token_type is Bearer")
         token = answer.get("access_token")
         if not isinstance(token, str) or not _is_usable(token):
-            return TokenRefused("The authorization server's answer has no access_token that fits in a header.")
+            return TokenRefused("the authorization server's answer has no access_token that fits in a header")
         lifetime = _read_lifetime(answer.get("expires_in"))
         return AccessToken(SecretStr(token), now + lifetime - min(EXPIRY_MARGIN, lifetime / 10))
 
@@ -191,5 +191,6 @@ def _describe_error(status: int, answer: dict[str, Any] | None) -> str:
     """A sentence with the error code alone: the server's description of the error may repeat what we sent."""
     code = (answer or {}).get("error")
     if not isinstance(code, str) or re.fullmatch("[a-z_]{1,40}", code) is None:
-        return f"The authorization server answered {status}."
-    return f"The authorization server answered {status}, {code}. {_ADVICE.get(code, '')}".rstrip()
+        return f"the authorization server answered {status}"
+    advice = f": {_ADVICE[code]}" if code in _ADVICE else ""
+    return f"the authorization server answered {status} {code}{advice}"
