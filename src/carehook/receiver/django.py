@@ -15,7 +15,7 @@ from __future__ import annotations
 from asyncio import iscoroutinefunction
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
@@ -26,27 +26,30 @@ from carehook.receiver.answers import BODY_LIMIT, PROBLEM_TYPE, TOO_LARGE, TOO_L
 from carehook.receiver.errors import WebhookVerificationError
 from carehook.receiver.webhook import Webhook
 
-_View = Callable[..., HttpResponseBase | Awaitable[HttpResponseBase]]
+_Answer = TypeVar("_Answer", bound=HttpResponseBase | Awaitable[HttpResponseBase])
 
 
-def webhook_event(webhook: Webhook, body_limit: int = BODY_LIMIT) -> Callable[[_View], _View]:
+def webhook_event(
+    webhook: Webhook, body_limit: int = BODY_LIMIT
+) -> Callable[[Callable[..., _Answer]], Callable[..., _Answer]]:
     """Decorate a view so that it is called with the request, the verified event and the route's own arguments.
 
     A body over `body_limit` bytes, or over Django's own `DATA_UPLOAD_MAX_MEMORY_SIZE`, is refused.
     """
 
-    def decorate(view: _View) -> _View:
+    def decorate(view: Callable[..., _Answer]) -> Callable[..., _Answer]:
         @wraps(view)
-        def receive(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        def receive(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
             event = _read_event(webhook, body_limit, request)
             return event if isinstance(event, JsonResponse) else view(request, event, *args, **kwargs)
 
         @wraps(view)
-        async def receive_async(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        async def receive_async(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
             answer = receive(request, *args, **kwargs)
             return answer if isinstance(answer, HttpResponseBase) else await answer
 
-        return csrf_exempt(receive_async if iscoroutinefunction(view) else receive)
+        decorated: Callable[..., Any] = receive_async if iscoroutinefunction(view) else receive
+        return csrf_exempt(decorated)
 
     return decorate
 
