@@ -17,9 +17,9 @@ from carehook.ledger.tables import endpoints, organizations
 _present = endpoints.c.status != EndpointStatus.DELETED
 
 
-def build_endpoint(row: sa.RowMapping) -> Endpoint:
-    """The endpoint that a row holds."""
-    fields = {column.name: row[column] for column in endpoints.columns}
+def build_endpoint(row: sa.Row[Any]) -> Endpoint:
+    """The endpoint that a row of the table holds."""
+    fields = dict(row._mapping)
     fields["event_types"] = tuple(fields["event_types"])
     fields["status"] = EndpointStatus(fields["status"])
     return Endpoint(**fields)
@@ -74,8 +74,8 @@ class EndpointsSql:
         """One endpoint, locked where asked."""
         query = sa.select(endpoints).where(endpoints.c.id == endpoint_id, _present)
         if lock:
-            query = query.with_for_update()
-        row = (await self._connection.execute(query)).mappings().one_or_none()
+            query = query.with_for_update(key_share=True)
+        row = (await self._connection.execute(query)).one_or_none()
         return None if row is None else build_endpoint(row)
 
     async def update(self, endpoint: Endpoint) -> None:
@@ -86,9 +86,7 @@ class EndpointsSql:
     async def page(self, organization_id: str, request: PageRequest) -> Page[Endpoint]:
         """A page of an organization's endpoints."""
         query = sa.select(endpoints).where(endpoints.c.organization_id == organization_id, _present)
-        return await fetch_page(
-            self._connection, query, endpoints.c.id, request, lambda row: build_endpoint(row._mapping)
-        )
+        return await fetch_page(self._connection, query, endpoints.c.id, request, build_endpoint)
 
     async def recipients(self, organization_ids: Collection[str]) -> Sequence[Endpoint]:
         """All endpoints of the organizations; a share lock keeps a pause or a deletion until after our commit."""
@@ -98,4 +96,4 @@ class EndpointsSql:
             .order_by(endpoints.c.id)
             .with_for_update(read=True)
         )
-        return [build_endpoint(row) for row in (await self._connection.execute(query)).mappings()]
+        return [build_endpoint(row) for row in await self._connection.execute(query)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,7 +23,7 @@ from carehook.ledger.records import (
     PageRequest,
     StoredEvent,
 )
-from carehook.ledger.statements import build_move, fetch_page
+from carehook.ledger.statements import Bulk, build_move, fetch_page
 from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
 from carehook.ledger.tables import (
     LEASED,
@@ -50,6 +51,17 @@ def _build_attempt(row: sa.Row[tuple[object, ...]]) -> Attempt:
     return Attempt(**fields)
 
 
+_EVENT_NAMES = [field.name for field in dataclasses.fields(StoredEvent)]
+_ADD_EVENTS = Bulk(events.insert(), _EVENT_NAMES)
+_take_event = attrgetter(*_EVENT_NAMES)
+
+_NEW_DELIVERY_NAMES = [field.name for field in dataclasses.fields(NewDelivery)]
+_ADD_DELIVERIES = Bulk(deliveries.insert(), [*_NEW_DELIVERY_NAMES, "due_at"])
+_take_delivery = attrgetter(*_NEW_DELIVERY_NAMES, "created_at")
+
+_ADD_ANSWERS = Bulk(idempotency_keys.insert(), ["organization_id", "key", "fingerprint", "answer", "created_at"])
+
+
 class EventsSql:
     """See `port.Events`."""
 
@@ -58,21 +70,7 @@ class EventsSql:
 
     async def add(self, new: Sequence[StoredEvent]) -> None:
         """Store accepted events."""
-        await self._connection.execute(
-            events.insert(),
-            [
-                {
-                    "id": event.id,
-                    "organization_id": event.organization_id,
-                    "type": event.type,
-                    "occurred_on": event.occurred_on,
-                    "body": event.body,
-                    "is_test": event.is_test,
-                    "created_at": event.created_at,
-                }
-                for event in new
-            ],
-        )
+        await _ADD_EVENTS.execute(self._connection, [_take_event(event) for event in new])
 
     async def get(self, event_id: str) -> StoredEvent | None:
         """One event."""
@@ -94,23 +92,9 @@ class DeliveriesSql:
 
     async def add(self, new: Sequence[NewDelivery]) -> None:
         """Store new deliveries."""
-        await self._connection.execute(
-            deliveries.insert(),
-            [
-                {
-                    "id": delivery.id,
-                    "event_id": delivery.event_id,
-                    "endpoint_id": delivery.endpoint_id,
-                    "organization_id": delivery.organization_id,
-                    "event_type": delivery.event_type,
-                    "state": delivery.state,
-                    "due_at": delivery.created_at,
-                    "created_at": delivery.created_at,
-                }
-                for delivery in new
-            ],
-        )
-        self._on_due()
+        await _ADD_DELIVERIES.execute(self._connection, [_take_delivery(delivery) for delivery in new])
+        if new:
+            self._on_due()
 
     async def get(self, delivery_id: str) -> Delivery | None:
         """One delivery."""
@@ -147,29 +131,34 @@ class DeliveriesSql:
 
     async def recover(self, endpoint_id: str, since: datetime, now: datetime) -> int:
         """Make due now what failed since an instant."""
-        failed = (
-            (deliveries.c.endpoint_id == endpoint_id)
-            & in_state(DeliveryState.EXHAUSTED, DeliveryState.PENDING)
-            & (deliveries.c.failure_count > 0)
-            & (deliveries.c.last_attempt_at >= since)
-        )
-        return await self._revive(Transition.RETRY, failed, now)
+        failed = (deliveries.c.failure_count > 0) & (deliveries.c.last_attempt_at >= since)
+        statuses = await self._lock_endpoints(endpoints.c.id == endpoint_id)
+        return await self._revive_of(statuses, Transition.RETRY, failed, now)
 
     async def _revive(self, transition: Transition, which: sa.ColumnElement[bool], now: datetime) -> int:
-        result = await self._connection.execute(
-            build_move(
-                transition,
-                which & deliveries.c.lease_until.is_(None),
-                due_at=now,
-                failure_count=0,
-                finished_at=None,
-            )
+        statuses = await self._lock_endpoints(endpoints.c.id.in_(sa.select(deliveries.c.endpoint_id).where(which)))
+        return await self._revive_of(statuses, transition, which, now)
+
+    async def _lock_endpoints(self, which: sa.ColumnElement[bool]) -> dict[str, str]:
+        """The status of such endpoints as are not deleted, fixed until this transaction ends."""
+        query = sa.select(endpoints.c.id, endpoints.c.status).where(which, endpoints.c.status != EndpointStatus.DELETED)
+        rows = await self._connection.execute(query.order_by(endpoints.c.id).with_for_update(read=True))
+        return {row.id: row.status for row in rows}
+
+    async def _revive_of(
+        self, statuses: Mapping[str, str], transition: Transition, which: sa.ColumnElement[bool], now: datetime
+    ) -> int:
+        # What is revived for an endpoint that does not receive now waits for it like everything else.
+        move = build_move(
+            transition,
+            which & deliveries.c.endpoint_id.in_(list(statuses)) & deliveries.c.lease_until.is_(None),
+            silent=[endpoint_id for endpoint_id, status in statuses.items() if status != EndpointStatus.ACTIVE],
+            due_at=now,
+            failure_count=0,
+            finished_at=None,
         )
-        # What was revived for an endpoint that does not receive now waits for it like everything else.
-        silent = sa.select(endpoints.c.id).where(endpoints.c.status != EndpointStatus.ACTIVE)
-        await self._connection.execute(build_move(Transition.HOLD, which & deliveries.c.endpoint_id.in_(silent)))
         self._on_due()
-        return result.rowcount
+        return (await self._connection.execute(move)).rowcount
 
     async def cancel(self, delivery_id: str, now: datetime) -> bool:
         """Send one no more."""
@@ -194,18 +183,10 @@ class DeliveriesSql:
 
     async def backlog(self) -> Backlog:
         """What waits, read from the partial indexes alone."""
-        held = in_state(DeliveryState.HELD)
-        row = (
-            await self._connection.execute(
-                sa.select(
-                    sa.select(sa.func.count()).where(WAITING).scalar_subquery(),
-                    sa.select(sa.func.count()).where(LEASED).scalar_subquery(),
-                    sa.select(sa.func.count()).where(held).scalar_subquery(),
-                    sa.select(sa.func.min(deliveries.c.due_at)).where(WAITING).scalar_subquery(),
-                )
-            )
-        ).one()
-        return Backlog(*row)
+        counts = [sa.select(sa.func.count()).where(rows) for rows in (WAITING, LEASED, in_state(DeliveryState.HELD))]
+        oldest = sa.select(sa.func.min(deliveries.c.due_at)).where(WAITING)
+        query = sa.select(*(each.scalar_subquery() for each in (*counts, oldest)))
+        return Backlog(*(await self._connection.execute(query)).one())
 
 
 class IdempotencyKeysSql:
@@ -226,17 +207,11 @@ class IdempotencyKeysSql:
     async def add(self, answers: Mapping[tuple[str, str], Answered], now: datetime) -> None:
         """Remember answers."""
         rows = [
-            {
-                "organization_id": organization_id,
-                "key": key,
-                "fingerprint": answered.fingerprint,
-                "answer": dict(answered.answer),
-                "created_at": now,
-            }
+            (organization_id, key, answered.fingerprint, dict(answered.answer), now)
             for (organization_id, key), answered in sorted(answers.items(), key=lambda item: item[0])
         ]
         try:
-            await self._connection.execute(idempotency_keys.insert(), rows)
+            await _ADD_ANSWERS.execute(self._connection, rows)
         except sa.exc.IntegrityError:
             raise DuplicateKey("an idempotency key was just used") from None
 

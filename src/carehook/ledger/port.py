@@ -266,6 +266,10 @@ class Queue(Protocol):
         """Record an interrupted attempt for each lease that ran out and make its delivery due; how many."""
         ...
 
+    def wake(self) -> None:
+        """Make a `wait` return at once."""
+        ...
+
     async def wait(self, *, at_most: timedelta) -> None:
         """Return when something may be due that was not at the last claim, or after `at_most`."""
         ...

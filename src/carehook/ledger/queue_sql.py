@@ -7,8 +7,10 @@ partial index from endpoint to endpoint, so that a long backlog costs its neighb
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,12 +19,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from carehook.ids import ATTEMPT, new_id
 from carehook.ledger.database import Database
 from carehook.ledger.directory_sql import build_endpoint
-from carehook.ledger.records import AttemptOutcome, ClaimedDelivery, FinishedAttempt
-from carehook.ledger.statements import build_move
-from carehook.ledger.states import TRANSITIONS, DeliveryState, EndpointStatus, Transition, is_final
-from carehook.ledger.tables import LEASED, WAITING, attempts, deliveries, endpoints, events
+from carehook.ledger.records import Attempt, AttemptOutcome, ClaimedDelivery, FinishedAttempt
+from carehook.ledger.statements import Bulk, build_move
+from carehook.ledger.states import TRANSITIONS, DeliveryState, EndpointStatus, Transition, is_final, states_before
+from carehook.ledger.tables import LEASED, WAITING, attempts, deliveries, endpoints, events, in_state
 
 LOST_LEASE = "the worker stopped before the outcome was known; the receiver may have got it"
+
+_RECOVERED_AT_ONCE = 1000
 
 
 class QueueSql:
@@ -54,56 +58,50 @@ class QueueSql:
             return []
         share = max(1, min(per_endpoint, limit // len(due)))
         async with self._database.write() as connection:
-            leases = await _lease(connection, due[:limit], share, now, now + lease)
-        async with self._database.read() as connection:
-            return await _load(connection, leases)
+            leased = await _lease(connection, due[:limit], share, now, now + lease)
+            return await _load(connection, leased, now + lease)
 
     async def finish(self, finished: Sequence[FinishedAttempt], now: datetime) -> Sequence[bool]:
         """Record attempts whose lease still holds, and move their deliveries."""
         async with self._database.write() as connection:
-            # Endpoints are locked before deliveries, as everywhere.
-            for endpoint_id in sorted({each.endpoint_id for each in finished if each.disable_reason}):
-                await connection.execute(
-                    sa.select(endpoints.c.id).where(endpoints.c.id == endpoint_id).with_for_update()
-                )
-            states = await _states_under_lease(connection, finished)
-            counted = [each for each in finished if each.delivery_id in states]
-            if counted:
-                await connection.execute(_FINISH, [_finish_values(each, states, now) for each in counted])
-                await connection.execute(attempts.insert(), [_attempt_values(each) for each in counted])
+            to_disable = {each.endpoint_id for each in finished if each.disable_reason}
+            states = await _lock_leased(connection, finished, to_disable)
+            # Taken out when it is counted, so that a result given twice counts once.
+            found = [states.pop((each.delivery_id, each.lease_token), None) for each in finished]
+            counted = [(each, state) for each, state in zip(finished, found, strict=True) if state is not None]
+            await _FINISH.execute(connection, [_take_result(each, state, now) for each, state in counted])
+            await _ADD_ATTEMPTS.execute(connection, [_take_attempt(each.attempt) for each, _ in counted])
             for endpoint_id, reason in _disabled(counted).items():
                 await _disable(connection, endpoint_id, reason, now)
-        return [each.delivery_id in states for each in finished]
+        return [state is not None for state in found]
 
     async def give_back(self, claimed: Iterable[ClaimedDelivery]) -> None:
         """End leases of deliveries that were not attempted."""
-        leases = [
-            {"delivery": each.id, "token": each.lease_token} for each in sorted(claimed, key=lambda each: each.id)
-        ]
+        leases = sorted((each.id, each.lease_token) for each in claimed)
         if not leases:
             return
         async with self._database.write() as connection:
-            await connection.execute(_GIVE_BACK, leases)
+            await _GIVE_BACK.execute(connection, leases)
         self.wake()
 
     async def recover_lost(self, now: datetime) -> int:
         """Record an interrupted attempt for each lease that ran out."""
+        recovered = 0
+        while count := await self._recover_some(now):
+            recovered += count
+        return recovered
+
+    async def _recover_some(self, now: datetime) -> int:
         ran_out = deliveries.c.lease_until <= now
         async with self._database.read() as connection:
             if (await connection.execute(sa.select(deliveries.c.id).where(ran_out).limit(1))).first() is None:
                 return 0
         async with self._database.write() as connection:
-            query = (
-                sa.select(deliveries.c.id, deliveries.c.leased_at, deliveries.c.attempt_count)
-                .where(ran_out)
-                .order_by(deliveries.c.id)
-                .limit(1000)
-                .with_for_update(skip_locked=True)
-            )
-            lost = (await connection.execute(query)).all()
-            if lost:
-                await connection.execute(attempts.insert(), [_interrupted_values(row, now) for row in lost])
-                await connection.execute(_RECOVER_LOST, [{"delivery": row.id, "now": now} for row in lost])
+            columns = (deliveries.c.id, deliveries.c.leased_at, deliveries.c.lease_until, deliveries.c.attempt_count)
+            query = sa.select(*columns).where(ran_out).order_by(deliveries.c.id).limit(_RECOVERED_AT_ONCE)
+            lost = (await connection.execute(query.with_for_update(skip_locked=True, key_share=True))).all()
+            await _ADD_ATTEMPTS.execute(connection, [_take_attempt(_build_interrupted(row)) for row in lost])
+            await _RECOVER_LOST.execute(connection, [(row.id,) for row in lost])
         self.wake()
         return len(lost)
 
@@ -141,7 +139,7 @@ _WAITING_ENDPOINTS = _build_waiting_endpoints()
 
 async def _lease(
     connection: AsyncConnection, endpoint_ids: Sequence[str], share: int, now: datetime, until: datetime
-) -> Sequence[sa.Row[Any]]:
+) -> Sequence[Any]:
     first_due = (
         sa.select(deliveries.c.id)
         .where(WAITING, deliveries.c.endpoint_id == endpoints.c.id, deliveries.c.due_at <= now)
@@ -152,154 +150,138 @@ async def _lease(
     if connection.dialect.name == "sqlite":
         chosen = chosen.join(deliveries, deliveries.c.id.in_(first_due.correlate(endpoints)))
     else:
-        lateral = first_due.with_for_update(skip_locked=True).lateral()
+        lateral = first_due.with_for_update(skip_locked=True, key_share=True).lateral()
         chosen = sa.select(lateral.c.id).select_from(endpoints.join(lateral, sa.true()))
     chosen = chosen.where(endpoints.c.id.in_(endpoint_ids), endpoints.c.status == EndpointStatus.ACTIVE)
     statement = (
         deliveries.update()
         .where(deliveries.c.id.in_(chosen))
         .values(leased_at=now, lease_until=until, lease_token=deliveries.c.lease_token + 1)
-        .returning(deliveries.c.id, deliveries.c.lease_token)
-    )
-    return (await connection.execute(statement)).all()
-
-
-async def _load(connection: AsyncConnection, leases: Sequence[sa.Row[Any]]) -> list[ClaimedDelivery]:
-    if not leases:
-        return []
-    query = (
-        sa.select(
+        .returning(
+            deliveries.c.due_at,
             deliveries.c.id,
-            deliveries.c.endpoint_id,
             deliveries.c.lease_token,
-            deliveries.c.lease_until,
             deliveries.c.attempt_count,
             deliveries.c.failure_count,
             deliveries.c.event_id,
             deliveries.c.event_type,
-            events.c.created_at.label("accepted_at"),
-            events.c.body,
+            deliveries.c.endpoint_id,
         )
-        .join(events, events.c.id == deliveries.c.event_id)
-        .where(deliveries.c.id.in_([row.id for row in leases]))
-        .order_by(deliveries.c.due_at, deliveries.c.id)
     )
-    rows = (await connection.execute(query)).all()
-    query = sa.select(endpoints).where(endpoints.c.id.in_(sorted({row.endpoint_id for row in rows})))
-    found = {row[endpoints.c.id]: build_endpoint(row) for row in (await connection.execute(query)).mappings()}
-    tokens = {row.id: row.lease_token for row in leases}
+    return sorted((await connection.execute(statement)).all())
+
+
+async def _load(connection: AsyncConnection, leased: Sequence[Any], until: datetime) -> Sequence[ClaimedDelivery]:
+    """The leased deliveries with their events' bodies and their endpoints."""
+    wanted = events.c.id.in_({row.event_id for row in leased})
+    found = await connection.execute(sa.select(events.c.id, events.c.created_at, events.c.body).where(wanted))
+    accepted = {event_id: (accepted_at, body) for event_id, accepted_at, body in found}
+    query = sa.select(endpoints).where(endpoints.c.id.in_({row.endpoint_id for row in leased}))
+    endpoint_of = {endpoint.id: endpoint for endpoint in map(build_endpoint, await connection.execute(query))}
     return [
         ClaimedDelivery(
-            id=row.id,
-            lease_token=row.lease_token,
-            lease_until=row.lease_until,
-            attempt_count=row.attempt_count,
-            failure_count=row.failure_count,
-            event_id=row.event_id,
-            event_type=row.event_type,
-            accepted_at=row.accepted_at,
-            body=row.body,
-            endpoint=found[row.endpoint_id],
+            id=delivery_id,
+            lease_token=lease_token,
+            lease_until=until,
+            attempt_count=attempt_count,
+            failure_count=failure_count,
+            event_id=event_id,
+            event_type=event_type,
+            accepted_at=accepted[event_id][0],
+            body=accepted[event_id][1],
+            endpoint=endpoint_of[endpoint_id],
         )
-        for row in rows
-        # Between the two transactions a lease may have run out and been taken by another worker.
-        if tokens[row.id] == row.lease_token and row.lease_until is not None
+        for _, delivery_id, lease_token, attempt_count, failure_count, event_id, event_type, endpoint_id in leased
     ]
 
 
-_FINISH = (
+_FINISH = Bulk(
     deliveries.update()
     .where(deliveries.c.id == sa.bindparam("delivery"))
     .values(
         state=sa.bindparam("new_state"),
         due_at=sa.bindparam("new_due_at"),
-        leased_at=None,
-        lease_until=None,
+        leased_at=sa.null(),
+        lease_until=sa.null(),
         attempt_count=sa.bindparam("attempts"),
         failure_count=deliveries.c.failure_count + sa.bindparam("spent"),
         last_attempt_at=sa.bindparam("attempted_at"),
         finished_at=sa.bindparam("ended_at"),
-    )
+    ),
+    ["delivery", "new_state", "new_due_at", "attempts", "spent", "attempted_at", "ended_at"],
 )
 
-_GIVE_BACK = (
+_GIVE_BACK = Bulk(
     deliveries.update()
     .where(deliveries.c.id == sa.bindparam("delivery"), deliveries.c.lease_token == sa.bindparam("token"))
-    .values(leased_at=None, lease_until=None)
+    .values(leased_at=sa.null(), lease_until=sa.null()),
+    ["delivery", "token"],
 )
 
-_RECOVER_LOST = (
+_RECOVER_LOST = Bulk(
     deliveries.update()
     .where(deliveries.c.id == sa.bindparam("delivery"))
     .values(
-        leased_at=None,
-        lease_until=None,
-        attempt_count=deliveries.c.attempt_count + 1,
-        last_attempt_at=sa.bindparam("now"),
-    )
+        leased_at=sa.null(),
+        lease_until=sa.null(),
+        attempt_count=deliveries.c.attempt_count + sa.literal_column("1"),
+        last_attempt_at=deliveries.c.leased_at,
+    ),
+    ["delivery"],
 )
 
+_ATTEMPT_NAMES = [field.name for field in dataclasses.fields(Attempt)]
+_ADD_ATTEMPTS = Bulk(attempts.insert(), _ATTEMPT_NAMES)
+_take_attempt = attrgetter(*_ATTEMPT_NAMES)
 
-async def _states_under_lease(
-    connection: AsyncConnection, finished: Sequence[FinishedAttempt]
-) -> dict[str, DeliveryState]:
-    """The state of each delivery whose lease is still the one under which it was claimed, locked."""
-    tokens = {each.delivery_id: each.lease_token for each in finished}
-    query = (
-        sa.select(deliveries.c.id, deliveries.c.state, deliveries.c.lease_token)
-        .where(deliveries.c.id.in_(sorted(tokens)), LEASED)
-        .order_by(deliveries.c.id)
-        .with_for_update()
+
+async def _lock_leased(
+    connection: AsyncConnection, finished: Sequence[FinishedAttempt], to_disable: Collection[str]
+) -> dict[tuple[str, int], DeliveryState]:
+    """The state of each delivery under lease, by its id and the lease's token; all that will change is locked."""
+    which = deliveries.c.id.in_({each.delivery_id for each in finished}) & LEASED
+    if to_disable:
+        await connection.execute(
+            sa.select(endpoints.c.id)
+            .where(endpoints.c.id.in_(to_disable))
+            .order_by(endpoints.c.id)
+            .with_for_update(key_share=True)
+        )
+        which |= deliveries.c.endpoint_id.in_(to_disable) & in_state(*states_before(Transition.HOLD))
+    query = sa.select(deliveries.c.id, deliveries.c.lease_token, deliveries.c.state).where(which)
+    rows = await connection.execute(query.order_by(deliveries.c.id).with_for_update(key_share=True))
+    return {(delivery_id, token): DeliveryState(state) for delivery_id, token, state in rows}
+
+
+def _take_result(finished: FinishedAttempt, before: DeliveryState, now: datetime) -> tuple[Any, ...]:
+    state = TRANSITIONS[before][finished.transition]
+    final = is_final(state)
+    return (
+        finished.delivery_id,
+        state,
+        None if final else finished.due_at,
+        finished.attempt.number,
+        int(finished.spends_retry),
+        finished.attempt.started_at,
+        now if final else None,
     )
-    return {
-        row.id: DeliveryState(row.state) for row in await connection.execute(query) if row.lease_token == tokens[row.id]
-    }
 
 
-def _finish_values(finished: FinishedAttempt, states: dict[str, DeliveryState], now: datetime) -> dict[str, Any]:
-    state = TRANSITIONS[states[finished.delivery_id]][finished.transition]
-    return {
-        "delivery": finished.delivery_id,
-        "new_state": state,
-        "new_due_at": None if is_final(state) else finished.due_at,
-        "attempts": finished.attempt.number,
-        "spent": int(finished.spends_retry),
-        "attempted_at": finished.attempt.started_at,
-        "ended_at": now if is_final(state) else None,
-    }
+def _build_interrupted(row: Any) -> Attempt:
+    return Attempt(
+        id=new_id(ATTEMPT),
+        delivery_id=row.id,
+        number=row.attempt_count + 1,
+        started_at=row.leased_at,
+        duration=(row.lease_until - row.leased_at).total_seconds(),
+        outcome=AttemptOutcome.INTERRUPTED,
+        status_code=None,
+        reason=LOST_LEASE,
+    )
 
 
-def _attempt_values(finished: FinishedAttempt) -> dict[str, Any]:
-    attempt = finished.attempt
-    return {
-        "id": attempt.id,
-        "delivery_id": attempt.delivery_id,
-        "number": attempt.number,
-        "started_at": attempt.started_at,
-        "duration": attempt.duration,
-        "outcome": attempt.outcome,
-        "status_code": attempt.status_code,
-        "reason": attempt.reason,
-        "sealed_excerpt": attempt.sealed_excerpt,
-    }
-
-
-def _interrupted_values(row: sa.Row[Any, Any, Any], now: datetime) -> dict[str, Any]:
-    return {
-        "id": new_id(ATTEMPT),
-        "delivery_id": row.id,
-        "number": row.attempt_count + 1,
-        "started_at": row.leased_at,
-        "duration": (now - row.leased_at).total_seconds(),
-        "outcome": AttemptOutcome.INTERRUPTED,
-        "status_code": None,
-        "reason": LOST_LEASE,
-        "sealed_excerpt": None,
-    }
-
-
-def _disabled(finished: Sequence[FinishedAttempt]) -> dict[str, str]:
-    return {each.endpoint_id: each.disable_reason for each in finished if each.disable_reason}
+def _disabled(counted: Sequence[tuple[FinishedAttempt, DeliveryState]]) -> dict[str, str]:
+    return {each.endpoint_id: each.disable_reason for each, _ in counted if each.disable_reason}
 
 
 async def _disable(connection: AsyncConnection, endpoint_id: str, reason: str, now: datetime) -> None:

@@ -3,33 +3,41 @@
 The indexes on `deliveries` are partial: what a claim looks through is only what waits, however long the history is.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
 from carehook.ledger.states import DeliveryState
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
 
 class Instant(sa.TypeDecorator[datetime]):
-    """An aware UTC instant; SQLite, which has no time zones, keeps it naive in UTC."""
+    """An aware UTC instant; SQLite, which has no type for one, keeps the microseconds since 1970."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse naive instants; give SQLite the UTC wall clock."""
+    def load_dialect_impl(self, dialect: Dialect) -> sa.types.TypeEngine[Any]:
+        """An integer on SQLite."""
+        return dialect.type_descriptor(sa.BigInteger() if dialect.name == "sqlite" else sa.DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        """Refuse naive instants: nobody could say when they are."""
         if value is None:
             return None
         if value.tzinfo is None:
             raise ValueError("an instant needs a time zone")
-        return value.astimezone(UTC).replace(tzinfo=None) if dialect.name == "sqlite" else value
+        return (value - _EPOCH) // _MICROSECOND if dialect.name == "sqlite" else value
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         """Give back an aware UTC instant."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        if isinstance(value, int):
+            return _EPOCH + timedelta(microseconds=value)
+        return None if value is None else value.astimezone(UTC)
 
 
 metadata = sa.MetaData(
@@ -100,16 +108,25 @@ deliveries = sa.Table(
 )
 
 
-def in_state(*states: DeliveryState) -> sa.ColumnElement[bool]:
-    """Whether a delivery is in one of these states, written out: with a parameter a partial index goes unused."""
-    return deliveries.c.state.in_([sa.literal_column(f"'{state}'") for state in states])
+def _is(state: DeliveryState) -> sa.ColumnElement[bool]:
+    # Written out: with a parameter a partial index goes unused.
+    return deliveries.c.state == sa.literal_column(f"'{state}'")
 
 
-WAITING = (deliveries.c.state == sa.literal_column("'pending'")) & deliveries.c.lease_until.is_(None)
+WAITING = _is(DeliveryState.PENDING) & deliveries.c.lease_until.is_(None)
 """What a worker may claim, once it is due."""
 
 LEASED = deliveries.c.lease_until.is_not(None)
 """What a worker has claimed."""
+
+
+def in_state(*states: DeliveryState) -> sa.ColumnElement[bool]:
+    """Whether a delivery is in one of these states, put so that each has its partial index."""
+    found = [_is(state) for state in states if state is not DeliveryState.PENDING]
+    if DeliveryState.PENDING in states:
+        found += [WAITING, _is(DeliveryState.PENDING) & LEASED]
+    return sa.or_(*found)
+
 
 for _name, _columns, _rows in (
     ("ix_deliveries_due", (deliveries.c.endpoint_id, deliveries.c.due_at), WAITING),
@@ -125,16 +142,16 @@ for _name, _columns, _rows in (
 attempts = sa.Table(
     "attempts",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("delivery_id", sa.ForeignKey("deliveries.id"), nullable=False),
-    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("delivery_id", sa.ForeignKey("deliveries.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False),
     sa.Column("started_at", Instant, nullable=False),
     sa.Column("duration", sa.Double, nullable=False),
     sa.Column("outcome", sa.Text, nullable=False),
     sa.Column("status_code", sa.Integer),
     sa.Column("reason", sa.Text),
     sa.Column("sealed_excerpt", sa.LargeBinary),
-    sa.UniqueConstraint("delivery_id", "number"),
+    sqlite_with_rowid=False,
 )
 
 idempotency_keys = sa.Table(

@@ -160,14 +160,14 @@ def upgrade() -> None:
         "deliveries",
         ["endpoint_id"],
         unique=False,
-        sqlite_where=sa.text("state IN ('held', 'exhausted')"),
-        postgresql_where=sa.text("state IN ('held', 'exhausted')"),
+        sqlite_where=sa.text("state = 'held' OR state = 'exhausted'"),
+        postgresql_where=sa.text("state = 'held' OR state = 'exhausted'"),
     )
     op.create_table(
         "attempts",
-        sa.Column("id", sa.Text(), nullable=False),
         sa.Column("delivery_id", sa.Text(), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("id", sa.Text(), nullable=False),
         sa.Column("started_at", Instant(), nullable=False),
         sa.Column("duration", sa.Double(), nullable=False),
         sa.Column("outcome", sa.Text(), nullable=False),
@@ -175,8 +175,8 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("sealed_excerpt", sa.LargeBinary(), nullable=True),
         sa.ForeignKeyConstraint(["delivery_id"], ["deliveries.id"], name=op.f("fk_attempts_delivery_id")),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_attempts")),
-        sa.UniqueConstraint("delivery_id", "number", name=op.f("uq_attempts_delivery_id")),
+        sa.PrimaryKeyConstraint("delivery_id", "number", name=op.f("pk_attempts")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "prescriptions",
