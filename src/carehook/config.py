@@ -1,0 +1,94 @@
+"""Settings: the only reader of the environment. Every one is named `CAREHOOK_…` and documented in the README."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Network = IPv4Network | IPv6Network
+
+DEFAULT_RETRY_SCHEDULE = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
+"""Seconds before each retry: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h."""
+
+
+class InvalidSettings(Exception):
+    """Settings that cannot be used: one sentence for each that names the variable and the rule."""
+
+
+class Settings(BaseSettings):
+    """What can be set, with its default. Lists are comma-separated."""
+
+    model_config = SettingsConfigDict(env_prefix="CAREHOOK_", frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    home: Path = Field(
+        Path("carehook-data"), description="The folder of the embedded database and of the encryption key."
+    )
+    host: str = Field("127.0.0.1", description="The address that the API listens on.")
+    port: int = Field(8080, ge=0, le=65535, description="The port that the API listens on; 0 takes a free one.")
+    database_url: SecretStr | None = Field(
+        None, description="`postgresql://…` or `sqlite:///…`; the embedded database in the home folder by default."
+    )
+    queue_url: str | None = Field(None, description="Reserved: the queue is the database's own.")
+    encryption_key: SecretStr | None = Field(
+        None, description="32 bytes in base64 that seal stored secrets; a file in the home folder by default."
+    )
+    allowed_networks: Annotated[tuple[Network, ...], NoDecode] = Field(
+        (), description="Networks that endpoints may lie in though they are not public, such as `10.20.0.0/16`."
+    )
+    allow_http: bool = Field(False, description="Whether endpoints may have plain http URLs.")
+    ca_file: Path | None = Field(
+        None, description="Certificates (PEM) of authorities to trust beside the public ones, for endpoints."
+    )
+    retry_schedule: Annotated[tuple[float, ...], NoDecode] = Field(
+        DEFAULT_RETRY_SCHEDULE, min_length=1, description="Seconds before each retry, each ±20 %."
+    )
+    concurrency: int = Field(512, ge=1, le=10_000, description="Requests in flight at most, for a worker.")
+    endpoint_concurrency: int = Field(
+        64, ge=1, le=1_000, description="Requests in flight at most to one endpoint, for a worker."
+    )
+
+    @field_validator("allowed_networks", mode="before")
+    @classmethod
+    def _read_networks(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
+        except ValueError as error:
+            raise ValueError(f"{error}; write networks as 10.20.0.0/16, separated by commas") from None
+
+    @field_validator("retry_schedule", mode="before")
+    @classmethod
+    def _read_schedule(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("retry_schedule")
+    @classmethod
+    def _check_schedule(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < delay <= 604_800 for delay in value):
+            raise ValueError("each delay lies between 0 and 604800 seconds (a week)")
+        return value
+
+    @field_validator("queue_url")
+    @classmethod
+    def _check_queue(cls, value: str | None) -> str | None:
+        if value is not None:
+            raise ValueError("this version has no queue beside the database's own; leave it unset")
+        return value
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings from the environment, with `overrides` first. Raises InvalidSettings, for people."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise InvalidSettings("; ".join(_describe(detail) for detail in error.errors(include_input=False))) from None
+
+
+def _describe(detail: Any) -> str:
+    name = "_".join(str(part) for part in detail["loc"][:1]).upper()
+    return f"CAREHOOK_{name}: {detail['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,56 @@
+"""Prometheus metrics, held by one object that `bootstrap` makes, so that two services in one process do not mix."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from carehook.ledger.records import Backlog
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 600.0, 3600.0, 86400.0)
+
+
+class Metrics:
+    """What Carehook counts. No label ever holds an id of a patient or a URL."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.events_accepted = Counter(
+            "carehook_events_accepted", "Events accepted, by type.", ["event_type"], registry=self.registry
+        )
+        self.attempts = Counter(
+            "carehook_attempts",
+            "Attempts made, by outcome: succeeded, failed (the status says no), unreachable, blocked, interrupted.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.attempt_seconds = Histogram(
+            "carehook_attempt_seconds", "How long attempts took.", buckets=_SECONDS, registry=self.registry
+        )
+        self.delivery_seconds = Histogram(
+            "carehook_delivery_seconds",
+            "From the acceptance of an event to the success of a delivery.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._deliveries = Gauge(
+            "carehook_backlog_deliveries",
+            "Deliveries that are not finished: waiting, in_flight or held.",
+            ["state"],
+            registry=self.registry,
+        )
+        self._oldest_due = Gauge(
+            "carehook_oldest_due_seconds",
+            "For how long the oldest due delivery has been due; 0 when none is.",
+            registry=self.registry,
+        )
+
+    def render(self, backlog: Backlog, now: datetime) -> bytes:
+        """Everything in Prometheus' text format, with the backlog as it is now."""
+        self._deliveries.labels("waiting").set(backlog.waiting)
+        self._deliveries.labels("in_flight").set(backlog.in_flight)
+        self._deliveries.labels("held").set(backlog.held)
+        due_at = backlog.oldest_due_at
+        self._oldest_due.set(max(0.0, (now - due_at).total_seconds()) if due_at else 0.0)
+        return generate_latest(self.registry)
