@@ -1,0 +1,225 @@
+"""Endpoints: where an organization receives, what, and how it knows that it is us.
+
+Laws: a URL is judged by the address rules before it is stored, and so is every other URL that its authentication asks;
+names are resolved outside of any transaction. A pause, a resume or a deletion moves the endpoint and its deliveries in
+one transaction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints
+
+from carehook.clock import Clock
+from carehook.directory.authentication import Authentication, AuthenticationMethod, NoAuthentication
+from carehook.directory.authentication.fields import SecretHeaderValue
+from carehook.directory.organizations import OneLine
+from carehook.directory.secrets import (
+    ROTATION_OVERLAP,
+    EndpointSecrets,
+    SigningSecretPeriod,
+    open_secrets,
+    seal_secrets,
+)
+from carehook.events import CATALOGUE
+from carehook.ids import ENDPOINT, new_id
+from carehook.keyring import Keyring
+from carehook.ledger.port import Ledger, Transaction
+from carehook.ledger.records import Endpoint
+from carehook.ledger.states import EndpointStatus
+from carehook.refusals import Conflict, build_invalid, build_not_found
+from carehook.signature import derive_public_key, generate_signing_key, generate_signing_secret
+
+SignatureScheme = Literal["v1", "v1a"]
+
+
+class TargetRules(Protocol):
+    """Which URLs may be contacted."""
+
+    async def resolve(self, url: str) -> object:
+        """Raises ValueError, with a sentence for people, where a URL may not be contacted or its host is unknown."""
+        ...
+
+
+class NewEndpoint(BaseModel):
+    """What is said of an endpoint when it is registered. No event types means all, those to come as well."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    url: Annotated[str, Field(description="Where requests are sent: https, and publicly reachable.")]
+    event_types: Annotated[tuple[str, ...], Field(max_length=100)] = ()
+    description: Annotated[OneLine, StringConstraints(max_length=500)] = ""
+    signature_value: Annotated[
+        SecretHeaderValue | None,
+        Field(description="The agreed value of `x-webhook-signature`; one is made where it is left out."),
+    ] = None
+    signature_scheme: Annotated[
+        SignatureScheme, Field(description="`v1` HMAC-SHA256 with a shared secret, or `v1a` Ed25519.")
+    ] = "v1"
+    authentication: Authentication = NoAuthentication(type="none")
+
+
+class EndpointChanges(BaseModel):
+    """What is changed of an endpoint; what is left out stays as it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    url: str | None = None
+    event_types: Annotated[tuple[str, ...] | None, Field(max_length=100)] = None
+    description: Annotated[OneLine, StringConstraints(max_length=500)] | None = None
+    signature_value: SecretHeaderValue | None = None
+    authentication: Authentication | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointWithSecrets:
+    """An endpoint with its secrets opened."""
+
+    endpoint: Endpoint
+    secrets: EndpointSecrets
+
+    @property
+    def verification_secret(self) -> SecretStr:
+        """What the organization verifies signatures with: the shared secret, or the public key of a private one."""
+        newest = self.secrets.signing_secrets[0].secret.get_secret_value()
+        return SecretStr(derive_public_key(newest) if newest.startswith("whsk_") else newest)
+
+
+class Endpoints:
+    """Registers and changes endpoints. Every method raises a `Refusal` where it cannot do what was asked."""
+
+    def __init__(self, ledger: Ledger, keyring: Keyring, rules: TargetRules, clock: Clock) -> None:
+        self._ledger = ledger
+        self._keyring = keyring
+        self._rules = rules
+        self._clock = clock
+
+    async def register(self, organization_id: str, new: NewEndpoint) -> EndpointWithSecrets:
+        """Register an endpoint of an organization. Its secrets are to be shown this once."""
+        event_types = check_event_types(new.event_types)
+        await self._check_urls(new.url, new.authentication)
+        opened = EndpointSecrets(
+            signature_value=new.signature_value or SecretStr(secrets.token_urlsafe(32)),
+            signing_secrets=(SigningSecretPeriod(secret=_generate_secret(new.signature_scheme)),),
+            authentication=new.authentication,
+        )
+        now = self._clock()
+        endpoint_id = new_id(ENDPOINT)
+        endpoint = Endpoint(
+            id=endpoint_id,
+            organization_id=organization_id,
+            url=new.url,
+            description=new.description,
+            event_types=event_types,
+            status=EndpointStatus.ACTIVE,
+            status_reason=None,
+            sealed_secrets=seal_secrets(opened, self._keyring, endpoint_id),
+            created_at=now,
+            updated_at=now,
+        )
+        async with self._ledger.transaction() as transaction:
+            if not await transaction.organizations.existing([organization_id]):
+                raise build_not_found("organization", organization_id)
+            await transaction.endpoints.add(endpoint)
+        return EndpointWithSecrets(endpoint, opened)
+
+    async def change(self, endpoint_id: str, changes: EndpointChanges) -> Endpoint:
+        """Change what `changes` names. Deliveries that wait go by the new values at their next attempt."""
+        event_types = None if changes.event_types is None else check_event_types(changes.event_types)
+        await self._check_urls(changes.url, changes.authentication)
+        async with self._locked(endpoint_id) as (transaction, endpoint, now):
+            opened = open_secrets(endpoint.sealed_secrets, self._keyring, endpoint.id)
+            named = {
+                name: getattr(changes, name)
+                for name in ("signature_value", "authentication")
+                if getattr(changes, name) is not None
+            }
+            changed = dataclasses.replace(
+                endpoint,
+                url=changes.url or endpoint.url,
+                event_types=endpoint.event_types if event_types is None else event_types,
+                description=endpoint.description if changes.description is None else changes.description,
+                sealed_secrets=seal_secrets(opened.model_copy(update=named), self._keyring, endpoint.id),
+                updated_at=now,
+            )
+            await transaction.endpoints.update(changed)
+        return changed
+
+    async def pause(self, endpoint_id: str) -> Endpoint:
+        """Send nothing to it until it is resumed; its deliveries are held."""
+        async with self._locked(endpoint_id) as (transaction, endpoint, now):
+            if endpoint.status is EndpointStatus.DISABLED:
+                raise Conflict(f"The endpoint is disabled already ({endpoint.status_reason}). Resume it to go on.")
+            paused = dataclasses.replace(endpoint, status=EndpointStatus.PAUSED, updated_at=now)
+            await transaction.endpoints.update(paused)
+            await transaction.deliveries.hold(endpoint_id)
+        return paused
+
+    async def resume(self, endpoint_id: str) -> Endpoint:
+        """Send to it again, whether it was paused or disabled; what was held goes on."""
+        async with self._locked(endpoint_id) as (transaction, endpoint, now):
+            resumed = dataclasses.replace(endpoint, status=EndpointStatus.ACTIVE, status_reason=None, updated_at=now)
+            await transaction.endpoints.update(resumed)
+            await transaction.deliveries.release(endpoint_id)
+        return resumed
+
+    async def delete(self, endpoint_id: str) -> int:
+        """Send nothing to it ever again, and forget its secrets; how many deliveries were cancelled."""
+        async with self._locked(endpoint_id) as (transaction, endpoint, now):
+            deleted = dataclasses.replace(endpoint, status=EndpointStatus.DELETED, sealed_secrets=b"", updated_at=now)
+            await transaction.endpoints.update(deleted)
+            return await transaction.deliveries.cancel_all(endpoint_id, now)
+
+    async def rotate_secret(self, endpoint_id: str, overlap: timedelta = ROTATION_OVERLAP) -> EndpointWithSecrets:
+        """Give it a new signing secret, to be shown this once; the old one signs beside it for `overlap`."""
+        async with self._locked(endpoint_id) as (transaction, endpoint, now):
+            opened = open_secrets(endpoint.sealed_secrets, self._keyring, endpoint.id)
+            is_v1a = opened.signing_secrets[0].secret.get_secret_value().startswith("whsk_")
+            rotated = opened.rotate(_generate_secret("v1a" if is_v1a else "v1"), now, overlap)
+            changed = dataclasses.replace(
+                endpoint, sealed_secrets=seal_secrets(rotated, self._keyring, endpoint.id), updated_at=now
+            )
+            await transaction.endpoints.update(changed)
+        return EndpointWithSecrets(changed, rotated)
+
+    @asynccontextmanager
+    async def _locked(self, endpoint_id: str) -> AsyncIterator[tuple[Transaction, Endpoint, datetime]]:
+        async with self._ledger.transaction() as transaction:
+            endpoint = await transaction.endpoints.get(endpoint_id, lock=True)
+            if endpoint is None:
+                raise build_not_found("endpoint", endpoint_id)
+            yield transaction, endpoint, self._clock()
+
+    async def _check_urls(self, url: str | None, authentication: AuthenticationMethod | None) -> None:
+        if url is not None:
+            await self._check_url("url", url)
+        for contacted in authentication.contacted_urls if authentication else ():
+            await self._check_url("authentication.token_url", contacted)
+
+    async def _check_url(self, field: str, url: str) -> None:
+        try:
+            await self._rules.resolve(url)
+        except ValueError as error:
+            raise build_invalid(field, str(error).rstrip(".")) from None
+
+
+def check_event_types(event_types: Sequence[str]) -> tuple[str, ...]:
+    """The event types, each once. Raises `Invalid` where one is not in the catalogue."""
+    for position, name in enumerate(event_types):
+        if name not in CATALOGUE:
+            raise build_invalid(f"event_types.{position}", f"must be one of {', '.join(CATALOGUE)}")
+    return tuple(dict.fromkeys(event_types))
+
+
+_GENERATE: dict[SignatureScheme, Callable[[], str]] = {"v1": generate_signing_secret, "v1a": generate_signing_key}
+
+
+def _generate_secret(scheme: SignatureScheme) -> SecretStr:
+    return SecretStr(_GENERATE[scheme]())

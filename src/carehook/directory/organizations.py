@@ -1,0 +1,38 @@
+"""Organizations, who receive."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from carehook.clock import Clock
+from carehook.ids import ORGANIZATION, new_id
+from carehook.ledger.port import Ledger
+from carehook.ledger.records import Organization
+
+OneLine = Annotated[str, StringConstraints(strict=True, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Text without control characters."""
+
+
+class NewOrganization(BaseModel):
+    """What is said of an organization when it is registered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: Annotated[OneLine, StringConstraints(min_length=1, max_length=200)]
+
+
+class Organizations:
+    """Registers organizations."""
+
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self._ledger = ledger
+        self._clock = clock
+
+    async def create(self, new: NewOrganization) -> Organization:
+        """Register an organization. Names need not differ."""
+        organization = Organization(new_id(ORGANIZATION), new.name, self._clock())
+        async with self._ledger.transaction() as transaction:
+            await transaction.organizations.add(organization)
+        return organization
