@@ -1,0 +1,51 @@
+"""Who receives an event, decided once, when it is accepted. Pure but for the ids it names things by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from carehook.events import AnyEvent, build_body
+from carehook.ids import DELIVERY, EVENT, new_id
+from carehook.ledger.records import Endpoint, NewDelivery, StoredEvent
+from carehook.ledger.states import DeliveryState, EndpointStatus
+
+
+def freeze_event(organization_id: str, event: AnyEvent, now: datetime, *, is_test: bool = False) -> StoredEvent:
+    """The event as it is stored. Its body is serialised here and nowhere else."""
+    return StoredEvent(
+        id=new_id(EVENT),
+        organization_id=organization_id,
+        type=event.type,
+        occurred_on=event.occurred_on,
+        body=build_body(event),
+        is_test=is_test,
+        created_at=now,
+    )
+
+
+def match_recipients(event: StoredEvent, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """The endpoints that receive an event: its organization's, those subscribed to its type or to all."""
+    return [
+        endpoint
+        for endpoint in endpoints
+        if endpoint.organization_id == event.organization_id
+        and endpoint.status is not EndpointStatus.DELETED
+        and (not endpoint.event_types or event.type in endpoint.event_types)
+    ]
+
+
+def build_deliveries(event: StoredEvent, recipients: Sequence[Endpoint]) -> list[NewDelivery]:
+    """A delivery for each recipient: due at once, or held where the endpoint does not receive now."""
+    return [
+        NewDelivery(
+            id=new_id(DELIVERY),
+            event_id=event.id,
+            endpoint_id=endpoint.id,
+            organization_id=event.organization_id,
+            event_type=event.type,
+            state=DeliveryState.PENDING if endpoint.status is EndpointStatus.ACTIVE else DeliveryState.HELD,
+            created_at=event.created_at,
+        )
+        for endpoint in recipients
+    ]
