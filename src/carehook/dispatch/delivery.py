@@ -1,0 +1,178 @@
+"""The story of one delivery: build the request, send it, decide what follows.
+
+No transaction is open here, and nothing here raises: a bug of ours becomes an interrupted attempt, which costs the
+receiver no retry and its neighbours nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from carehook.clock import Clock
+from carehook.directory.authentication.flow import Answer, AuthenticationFlow, Step
+from carehook.dispatch.access_tokens import AccessTokens
+from carehook.dispatch.credentials import CredentialsCache
+from carehook.dispatch.request import Credentials, build_request
+from carehook.dispatch.retry import Decision, decide
+from carehook.dispatch.sender import Sender
+from carehook.exchange import Blocked, Interrupted, Outcome, Request, Responded, Unreachable
+from carehook.ids import ATTEMPT, new_id
+from carehook.keyring import Keyring
+from carehook.ledger.records import Attempt, AttemptOutcome, ClaimedDelivery, FinishedAttempt
+from carehook.ledger.states import Transition
+from carehook.metrics import Metrics
+
+STOPPED: Final = "Carehook was stopped before the outcome was known; the receiver may have got it."
+
+_log = structlog.get_logger("carehook.attempt")
+
+
+class Deliverer:
+    """Attempts deliveries, one at a time each."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        tokens: AccessTokens,
+        keyring: Keyring,
+        schedule: Sequence[float],
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._sender = sender
+        self._tokens = tokens
+        self._keyring = keyring
+        self._credentials = CredentialsCache(keyring)
+        self._schedule = schedule
+        self._metrics = metrics
+        self._clock = clock
+
+    async def deliver_one(self, delivery: ClaimedDelivery) -> FinishedAttempt:
+        """Attempt a claimed delivery: one exchange and what follows from it."""
+        started_at = self._clock()
+        begun = time.perf_counter()
+        try:
+            credentials = self._credentials.get(delivery.endpoint)
+            outcome = await self._exchange(build_request(delivery, credentials, started_at), credentials)
+        except Exception as error:
+            _log.exception("attempt_failed_in_carehook", delivery_id=delivery.id)
+            outcome = Interrupted(f"Carehook failed: {type(error).__name__}.")
+        return self._conclude(delivery, outcome, started_at, time.perf_counter() - begun)
+
+    def interrupt(self, delivery: ClaimedDelivery, started_at: datetime) -> FinishedAttempt:
+        """What is recorded of an attempt that we stopped."""
+        duration = (self._clock() - started_at).total_seconds()
+        return self._conclude(delivery, Interrupted(STOPPED), started_at, duration)
+
+    async def _exchange(self, request: Request, credentials: Credentials) -> Outcome:
+        """Drive the authentication's flow; the last answer of the endpoint, or what kept us from it, is the outcome."""
+        flow = credentials.authentication.authenticate(request)
+        outcome: Outcome = Interrupted("The authentication sent nothing.")
+        step = next(flow, None)
+        while step is not None:
+            answer = await (self._sender.send(step) if isinstance(step, Request) else self._tokens.get(step))
+            if isinstance(answer, Unreachable | Blocked | Interrupted):
+                return answer
+            if isinstance(answer, Responded):
+                outcome = answer
+            step = _advance(flow, answer)
+        return outcome
+
+    def _conclude(
+        self, delivery: ClaimedDelivery, outcome: Outcome, started_at: datetime, duration: float
+    ) -> FinishedAttempt:
+        now = self._clock()
+        decision = decide(
+            outcome,
+            schedule=self._schedule,
+            failures=delivery.failure_count,
+            interruptions=delivery.attempt_count - delivery.failure_count,
+            now=now,
+            jitter=random.uniform(-1, 1),  # noqa: S311 (spreads load, guards nothing)
+        )
+        attempt = Attempt(
+            id=new_id(ATTEMPT),
+            delivery_id=delivery.id,
+            number=delivery.attempt_count + 1,
+            started_at=started_at,
+            duration=duration,
+            outcome=_OUTCOMES[type(outcome)],
+            status_code=outcome.status if isinstance(outcome, Responded) else None,
+            reason=describe(outcome),
+            sealed_excerpt=self._seal_excerpt(delivery, outcome),
+        )
+        self._observe(delivery, attempt, decision, now)
+        return FinishedAttempt(
+            delivery_id=delivery.id,
+            endpoint_id=delivery.endpoint.id,
+            lease_token=delivery.lease_token,
+            attempt=attempt,
+            transition=decision.transition,
+            due_at=decision.due_at,
+            spends_retry=decision.spends_retry,
+            disable_reason=decision.disable_reason,
+        )
+
+    def _seal_excerpt(self, delivery: ClaimedDelivery, outcome: Outcome) -> bytes | None:
+        if not isinstance(outcome, Responded) or outcome.is_success or not outcome.body:
+            return None
+        return self._keyring.seal(outcome.body, context=f"excerpt:{delivery.id}")
+
+    def _observe(self, delivery: ClaimedDelivery, attempt: Attempt, decision: Decision, now: datetime) -> None:
+        succeeded = decision.transition is Transition.SUCCEED
+        outcome = attempt.outcome.value
+        if attempt.outcome is AttemptOutcome.RESPONDED:
+            outcome = "succeeded" if succeeded else "failed"
+        self._metrics.attempts.labels(outcome).inc()
+        self._metrics.attempt_seconds.observe(attempt.duration)
+        since_accepted = (now - delivery.accepted_at).total_seconds()
+        if succeeded:
+            self._metrics.delivery_seconds.observe(since_accepted)
+        _log.info(
+            "attempt",
+            outcome=outcome,
+            status_code=attempt.status_code,
+            reason=attempt.reason,
+            duration_ms=round(attempt.duration * 1000, 1),
+            since_accepted_s=round(since_accepted, 3),
+            attempt=attempt.number,
+            next=decision.transition.value,
+            due_at=decision.due_at.isoformat() if decision.due_at else None,
+            delivery_id=delivery.id,
+            event_id=delivery.event_id,
+            event_type=delivery.event_type,
+            endpoint_id=delivery.endpoint.id,
+            organization_id=delivery.endpoint.organization_id,
+        )
+
+
+def _advance(flow: AuthenticationFlow, answer: Answer) -> Step | None:
+    try:
+        return flow.send(answer)
+    except StopIteration:
+        return None
+
+
+_OUTCOMES: Final = {
+    Responded: AttemptOutcome.RESPONDED,
+    Unreachable: AttemptOutcome.UNREACHABLE,
+    Blocked: AttemptOutcome.BLOCKED,
+    Interrupted: AttemptOutcome.INTERRUPTED,
+}
+
+
+def describe(outcome: Outcome) -> str | None:
+    """Why an outcome is no success, for people; None where it is one."""
+    if not isinstance(outcome, Responded):
+        return outcome.reason
+    if outcome.is_success:
+        return None
+    if 300 <= outcome.status <= 399:
+        return f"The endpoint redirected ({outcome.status}); redirects are not followed."
+    return f"The endpoint answered {outcome.status}."
