@@ -1,0 +1,176 @@
+"""The composition root: from settings to a running Carehook. The only place that names concrete classes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from carehook.access.tokens import Tokens
+from carehook.application import Application
+from carehook.clock import Clock, utc_now
+from carehook.config import Settings
+from carehook.directory.endpoints import Endpoints
+from carehook.directory.organizations import Organizations
+from carehook.dispatch.access_tokens import AccessTokens
+from carehook.dispatch.addresses import AddressRules
+from carehook.dispatch.delivery import Deliverer
+from carehook.dispatch.interventions import Interventions
+from carehook.dispatch.request import USER_AGENT
+from carehook.dispatch.sender import GuardedSender
+from carehook.dispatch.worker import Limits, Worker
+from carehook.insights import Insights
+from carehook.intake.accept import Intake
+from carehook.intake.care import CareRecords
+from carehook.intake.examples import Examples
+from carehook.keyring import Keyring, WrongKeyError, load_keyring
+from carehook.ledger.database import Database, parse_database_url
+from carehook.ledger.ledger_sql import LedgerSql
+from carehook.ledger.port import Ledger, Queue
+from carehook.ledger.queue_sql import QueueSql
+from carehook.ledger.schema import migrate, read_version
+from carehook.metrics import Metrics
+
+_KEY_FACT = "encryption_key_id"
+
+
+class StartupError(Exception):
+    """Carehook cannot start with these settings; the message is a plain sentence that says why and what to do."""
+
+
+@asynccontextmanager
+async def open_carehook(
+    settings: Settings, *, create: bool = False, clock: Clock = utc_now
+) -> AsyncIterator[Application]:
+    """Carehook on the store that the settings name, closed when the block ends.
+
+    The embedded store is brought to this version's schema. Another one is left as it is, but with `create` it is made
+    where it is empty. Raises `StartupError`, `LedgerUnavailable` or `KeyringError`, each with a sentence for people.
+    """
+    keyring = load_keyring(make_home(settings), settings.encryption_key)
+    database = open_database(settings)
+    try:
+        if is_embedded(settings) or (create and await read_version(database) is None):
+            await migrate(database)
+        queue = QueueSql(database)
+        ledger = LedgerSql(database, queue.wake)
+        await ledger.check()
+        await _check_key(ledger, keyring)
+        rules = AddressRules(allowed_networks=settings.allowed_networks, allow_http=settings.allow_http)
+        sender = GuardedSender(rules, user_agent=USER_AGENT, root_certificates=_read_certificates(settings))
+        try:
+            application = _assemble(settings, clock, ledger, queue, keyring, rules, sender)
+            yield application
+            await application.intake.close()
+        finally:
+            await sender.close()
+    finally:
+        await database.close()
+
+
+def _assemble(
+    settings: Settings,
+    clock: Clock,
+    ledger: Ledger,
+    queue: Queue,
+    keyring: Keyring,
+    rules: AddressRules,
+    sender: GuardedSender,
+) -> Application:
+    metrics = Metrics()
+    intake = Intake(ledger, metrics, clock)
+    tokens = AccessTokens(sender, time.monotonic)
+    deliverer = Deliverer(sender, tokens, keyring, settings.retry_schedule, metrics, clock)
+    limits = Limits(settings.concurrency, settings.endpoint_concurrency)
+    return Application(
+        settings=settings,
+        clock=clock,
+        ledger=ledger,
+        metrics=metrics,
+        organizations=Organizations(ledger, clock),
+        endpoints=Endpoints(ledger, keyring, rules, clock),
+        intake=intake,
+        care=CareRecords(ledger, intake, clock),
+        examples=Examples(ledger, clock),
+        interventions=Interventions(ledger, clock),
+        insights=Insights(ledger, keyring, clock),
+        tokens=Tokens(ledger, clock),
+        worker=Worker(queue, deliverer, limits, clock),
+    )
+
+
+async def migrate_store(settings: Settings) -> None:
+    """Bring the store that the settings name to this version's schema."""
+    make_home(settings)
+    database = open_database(settings)
+    try:
+        await migrate(database)
+    finally:
+        await database.close()
+
+
+def is_embedded(settings: Settings) -> bool:
+    """Whether the store is a file of SQLite's rather than a server."""
+    return open_url(settings).get_secret_value().startswith("sqlite")
+
+
+def open_url(settings: Settings) -> SecretStr:
+    """The URL of the store: the one that is set, or the embedded database in the home folder."""
+    return settings.database_url or SecretStr(f"sqlite:///{settings.home.absolute() / 'carehook.db'}")
+
+
+def open_database(settings: Settings) -> Database:
+    """The store's engines. Raises `StartupError` where the URL is not one."""
+    try:
+        url = parse_database_url(open_url(settings).get_secret_value())
+    except ValueError as error:
+        raise StartupError(f"CAREHOOK_DATABASE_URL: {error}.") from None
+    if url.get_backend_name() == "sqlite" and url.database:
+        _make_private_file(Path(url.database))
+    return Database(url)
+
+
+def make_home(settings: Settings) -> Path:
+    """The home folder, made where it is missing, for the owner alone."""
+    try:
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(f"CAREHOOK_HOME: the folder {settings.home} cannot be made: {error.strerror}.") from None
+    return settings.home
+
+
+def _make_private_file(path: Path) -> None:
+    """Make an empty database that its owner alone can read; SQLite gives its journals the same mode."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise StartupError(f"The database file {path} cannot be opened: {error.strerror}.") from None
+
+
+async def _check_key(ledger: Ledger, keyring: Keyring) -> None:
+    """Raises `WrongKeyError` unless the key is the one that this store was made with."""
+    key_id = keyring.key_id.encode()
+    async with ledger.snapshot() as snapshot:
+        present = await snapshot.installation.get(_KEY_FACT)
+    if present is None:
+        async with ledger.transaction() as transaction:
+            present = await transaction.installation.put_first(_KEY_FACT, key_id)
+    if present != key_id:
+        raise WrongKeyError(
+            f"This store's secrets were sealed under the key {present.decode()}, but the key in use is "
+            f"{keyring.key_id}. Start Carehook with the key that the store was made with: CAREHOOK_ENCRYPTION_KEY, "
+            "or the file encryption.key of its home folder."
+        )
+
+
+def _read_certificates(settings: Settings) -> bytes | None:
+    if settings.ca_file is None:
+        return None
+    try:
+        return settings.ca_file.read_bytes()
+    except OSError as error:
+        raise StartupError(f"CAREHOOK_CA_FILE: {settings.ca_file} cannot be read: {error.strerror}.") from None
