@@ -81,12 +81,14 @@ class Batcher(Generic[Item, Result]):
             await asyncio.shield(self._writer)
 
     async def _write_until_idle(self) -> None:
+        batch: Sequence[_Submission[Item, Result]] = ()
         try:
             while batch := self._take_batch():
                 await self._write_batch(batch)
         finally:
             self._writer = None
-            for submission in self._waiting:  # some are left only if this task was cancelled
+            # Only if this task was cancelled is there anybody left to release.
+            for submission in (*batch, *self._waiting):
                 submission.result.cancel()
             self._waiting.clear()
 
@@ -108,10 +110,6 @@ class Batcher(Generic[Item, Result]):
             results = await self._write([submission.item for submission in batch])
         except Exception as error:
             await self._settle_failure(batch, error)
-        except BaseException:
-            for submission in batch:
-                submission.result.cancel()
-            raise
         else:
             self._settle(batch, results)
 
@@ -128,15 +126,9 @@ class Batcher(Generic[Item, Result]):
         if len(batch) == 1 or not isinstance(error, self._isolate_on):
             self._fail(batch, error)
             return
-        for position, submission in enumerate(batch):
-            if submission.result.done():
-                continue
-            try:
+        for submission in batch:
+            if not submission.result.done():
                 await self._write_batch([submission])
-            except BaseException:
-                for unwritten in batch[position:]:
-                    unwritten.result.cancel()
-                raise
 
     def _fail(self, batch: Sequence[_Submission[Item, Result]], error: Exception) -> None:
         for submission in batch:

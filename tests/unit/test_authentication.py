@@ -175,6 +175,13 @@ def test_what_is_refused_is_not_repeated_in_the_error(document: dict[str, object
     assert SECRET not in str(raised.value)
 
 
+@pytest.mark.parametrize("method", methods())
+def test_a_method_on_its_own_does_not_repeat_what_it_refuses_either(method: type[AuthenticationMethod]) -> None:
+    with pytest.raises(ValidationError) as raised:
+        method.model_validate({"type": SECRET, "surplus": SECRET})
+    assert SECRET not in str(raised.value)
+
+
 def test_a_method_cannot_be_changed_once_made() -> None:
     method = AUTHENTICATION.validate_python({"type": "bearer", "token": "a"})
     with pytest.raises(ValidationError, match="frozen"):

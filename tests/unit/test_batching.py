@@ -81,9 +81,7 @@ async def test_items_count_by_their_weight_and_one_over_the_maximum_goes_alone()
 async def test_an_item_that_cannot_be_written_fails_alone() -> None:
     disk = Disk()
     batcher = Batcher(disk.write, max_size=10)
-    results = await asyncio.gather(
-        *(batcher.submit(item) for item in ["a", "poison", "b"]), return_exceptions=True
-    )
+    results = await asyncio.gather(*(batcher.submit(item) for item in ["a", "poison", "b"]), return_exceptions=True)
     assert [results[0], results[2]] == ["A", "B"]
     assert isinstance(results[1], RejectedError)
     assert disk.kept == ["a", "b"]
@@ -101,9 +99,7 @@ async def test_an_error_that_no_item_caused_is_not_tried_again_item_by_item() ->
 async def test_a_failure_does_not_stop_the_batches_after_it() -> None:
     disk = Disk()
     batcher = Batcher(disk.write, max_size=1)
-    results = await asyncio.gather(
-        *(batcher.submit(item) for item in ["poison", "a"]), return_exceptions=True
-    )
+    results = await asyncio.gather(*(batcher.submit(item) for item in ["poison", "a"]), return_exceptions=True)
     assert isinstance(results[0], RejectedError)
     assert results[1] == "A"
 
@@ -150,6 +146,19 @@ async def test_a_caller_cancelled_during_its_batch_does_not_disturb_the_others()
     assert results[1:] == ["B", "C"]
 
 
+async def test_a_caller_cancelled_while_its_batch_fails_withdraws_its_item() -> None:
+    disk = Disk(is_open=False)
+    batcher = Batcher(disk.write, max_size=10)
+    tasks = [asyncio.create_task(batcher.submit(item)) for item in ["poison", "a", "b"]]
+    await settle()
+    tasks[2].cancel()
+    await settle()
+    disk.gate.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [RejectedError, str, asyncio.CancelledError]
+    assert disk.kept == ["a"]
+
+
 async def test_close_waits_for_what_is_pending_and_refuses_what_comes_after() -> None:
     disk = Disk(is_open=False)
     batcher = Batcher(disk.write, max_size=1)
@@ -187,15 +196,24 @@ async def test_an_idle_batcher_has_no_task() -> None:
     await batcher.close()
 
 
-async def test_callers_are_released_when_the_write_is_torn_down() -> None:
-    disk = Disk(is_open=False)
-    batcher = Batcher(disk.write, max_size=1)
-    callers = [asyncio.create_task(batcher.submit(item)) for item in "ab"]
+@pytest.mark.parametrize("failing_writes", [0, 1], ids=["in a batch", "item by item"])
+async def test_callers_are_released_when_the_write_is_torn_down(failing_writes: int) -> None:
+    writes: list[Sequence[str]] = []
+
+    async def write(items: Sequence[str]) -> Sequence[str]:
+        writes.append(items)
+        if len(writes) <= failing_writes:
+            raise RejectedError("not all at once")
+        await asyncio.Event().wait()
+        return items
+
+    batcher = Batcher(write, max_size=2)
+    callers = [asyncio.create_task(batcher.submit(item)) for item in "abc"]
     await settle()
     (writer,) = asyncio.all_tasks() - {*callers, asyncio.current_task()}
     writer.cancel()
     results = await asyncio.gather(*callers, return_exceptions=True)
-    assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+    assert [type(result) for result in results] == [asyncio.CancelledError] * 3
 
 
 async def test_a_batch_does_not_run_in_the_context_of_its_first_caller() -> None:

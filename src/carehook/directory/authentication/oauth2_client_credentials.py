@@ -66,9 +66,10 @@ def _check_token_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         has_target = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
+        has_credentials = "@" in parts.netloc
     except ValueError:
-        has_target = False
-    if not has_target or "@" in url.split("/")[2] or re.fullmatch(_URL_CHARACTERS, url) is None:
+        has_target = has_credentials = False
+    if not has_target or has_credentials or re.fullmatch(_URL_CHARACTERS, url) is None:
         raise PydanticCustomError(
             "token_url", "A token URL is an absolute https URL, without credentials and without '#'."
         )
