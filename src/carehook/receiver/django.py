@@ -22,7 +22,14 @@ from django.http import HttpRequest, HttpResponseBase, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
 from carehook.events import AnyEvent
-from carehook.receiver.answers import BODY_LIMIT, PROBLEM_TYPE, TOO_LARGE, TOO_LARGE_STATUS, build_problem
+from carehook.receiver.answers import (
+    BODY_LIMIT,
+    PROBLEM_TYPE,
+    TOO_LARGE,
+    TOO_LARGE_STATUS,
+    build_problem,
+    is_announced_too_large,
+)
 from carehook.receiver.errors import WebhookVerificationError
 from carehook.receiver.webhook import Webhook
 
@@ -55,9 +62,8 @@ def webhook_event(
 
 
 def _read_event(webhook: Webhook, body_limit: int, request: HttpRequest) -> AnyEvent | JsonResponse:
-    announced = request.META.get("CONTENT_LENGTH") or "0"
     try:
-        if (announced.isdecimal() and int(announced) > body_limit) or len(request.body) > body_limit:
+        if is_announced_too_large(request.headers.get("content-length"), body_limit) or len(request.body) > body_limit:
             return _build_response(TOO_LARGE_STATUS, TOO_LARGE)
         return webhook.verify(request.body, request.headers)
     except RequestDataTooBig:

@@ -14,7 +14,13 @@ as `application/problem+json`.
 from fastapi import HTTPException, Request
 
 from carehook.events import AnyEvent
-from carehook.receiver.answers import BODY_LIMIT, PROBLEM_TYPE, TOO_LARGE, TOO_LARGE_STATUS
+from carehook.receiver.answers import (
+    BODY_LIMIT,
+    PROBLEM_TYPE,
+    TOO_LARGE,
+    TOO_LARGE_STATUS,
+    is_announced_too_large,
+)
 from carehook.receiver.errors import WebhookVerificationError
 from carehook.receiver.webhook import Webhook
 
@@ -39,6 +45,8 @@ class WebhookEvent:
             raise _build_exception(refusal.status, str(refusal)) from None
 
     async def _read_body(self, request: Request) -> bytes:
+        if is_announced_too_large(request.headers.get("content-length"), self._body_limit):
+            raise _build_exception(TOO_LARGE_STATUS, TOO_LARGE)
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
