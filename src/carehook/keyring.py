@@ -111,8 +111,7 @@ def _decode_key(text: str, source: str) -> bytes:
         key = b""
     if len(key) != _KEY_BYTES:
         raise InvalidKeyError(
-            f"{source} must be the base64 of {_KEY_BYTES} random bytes, "
-            f"as `openssl rand -base64 {_KEY_BYTES}` prints."
+            f"{source} must be the base64 of {_KEY_BYTES} random bytes, as `openssl rand -base64 {_KEY_BYTES}` prints."
         )
     return key
 
