@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Network = IPv4Network | IPv6Network
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 DEFAULT_RETRY_SCHEDULE = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
 """Seconds before each retry: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h."""
@@ -49,6 +50,9 @@ class Settings(BaseSettings):
     concurrency: int = Field(512, ge=1, le=10_000, description="Requests in flight at most, for a worker.")
     endpoint_concurrency: int = Field(
         64, ge=1, le=1_000, description="Requests in flight at most to one endpoint, for a worker."
+    )
+    log_level: LogLevel = Field(
+        "info", description="What is logged: `debug`, `info` (a line an attempt), `warning` or `error`."
     )
 
     @field_validator("allowed_networks", mode="before")
