@@ -301,6 +301,32 @@ async def test_the_next_address_is_tried_where_nobody_listens_on_the_first() -> 
         assert receiver.connections == 1
 
 
+async def test_an_address_in_use_is_kept_to_when_the_name_resolves_in_another_order() -> None:
+    async with (
+        RecordingReceiver() as first,
+        RecordingReceiver(host="127.0.0.2", port=first.port) as second,
+        open_sender(["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"]) as sender,
+    ):
+        for _ in range(3):
+            assert await sender.send(make_request(first.url_for(NAME))) == Responded(200)
+        assert (first.connections, second.connections) == (1, 0)
+
+
+async def test_an_address_that_failed_is_not_kept_to() -> None:
+    async with (
+        RecordingReceiver(host="127.0.0.2") as second,
+        open_sender(["127.0.0.1", "127.0.0.2"]) as sender,
+    ):
+        url = second.url_for(NAME)
+        async with RecordingReceiver(port=second.port) as first:
+            assert await sender.send(make_request(url)) == Responded(200)
+            assert first.connections == 1
+        assert await sender.send(make_request(url)) == Responded(200)
+        async with RecordingReceiver(port=second.port) as first:
+            assert await sender.send(make_request(url)) == Responded(200)
+            assert (first.connections, second.connections) == (0, 1)
+
+
 async def test_the_next_address_is_not_tried_once_the_request_was_sent() -> None:
     async with HostileReceiver("drop_before_headers") as receiver, open_sender(["127.0.0.1"] * 2) as sender:
         assert isinstance(await sender.send(make_request(receiver.url_for(NAME))), Unreachable)
@@ -349,10 +375,19 @@ async def test_a_client_that_is_put_out_finishes_what_it_has_begun() -> None:
         assert await begun == Unreachable("the connection was closed before a complete response")
 
 
+async def test_the_client_unused_for_longest_is_put_out() -> None:
+    async with RecordingReceiver() as receiver, open_sender(client_limit=2) as sender:
+        for host in ("a.invalid", "b.invalid", "a.invalid", "c.invalid", "a.invalid"):
+            assert await sender.send(make_request(receiver.url_for(host))) == Responded(200)
+        assert receiver.connections == 3
+
+
 async def test_many_at_once_share_one_client() -> None:
     async with RecordingReceiver() as receiver, open_sender(client_limit=1) as sender:
         outcomes = await asyncio.gather(*(sender.send(make_request(receiver.url)) for _ in range(50)))
         assert outcomes == [Responded(200)] * 50
+        for _ in range(50):
+            await sender.send(make_request(receiver.url))
         assert receiver.connections <= 50
 
 

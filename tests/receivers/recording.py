@@ -37,9 +37,10 @@ class RecordingReceiver(Receiver):
         *answers: Answer | int,
         then: Answer | int = 200,
         host: str = "127.0.0.1",
+        port: int = 0,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(host=host, tls=tls)
+        super().__init__(host=host, port=port, tls=tls)
         self.answers: deque[Answer | int] = deque(answers)
         self.then = then
 

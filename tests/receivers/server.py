@@ -32,10 +32,11 @@ class ReceivedRequest:
 
 
 class Receiver(ABC):
-    """A server that accepts connections on a free port of `host` and leaves what is said on them to subclasses."""
+    """A server that accepts connections on `port` of `host` (0: a free one), and leaves what is said to subclasses."""
 
-    def __init__(self, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.host = host
+        self.port = port
         self.requests: list[ReceivedRequest] = []
         self.connections = 0
         self.disconnections = 0
@@ -93,8 +94,8 @@ class Receiver(ABC):
     def start(self) -> None:
         """Begin to listen."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        self._socket = socket.create_server((self.host, 0), family=family)
-        self.port: int = self._socket.getsockname()[1]
+        self._socket = socket.create_server((self.host, self.port), family=family)
+        self.port = self._socket.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(lambda _loop, _context: None)  # a refused handshake is what many tests want
         self._stopping = asyncio.Event()

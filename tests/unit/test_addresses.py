@@ -265,6 +265,12 @@ async def test_an_allowed_form_that_embeds_a_forbidden_address_is_refused() -> N
         await rules.resolve("https://[2002:a00:1::]/")
 
 
+async def test_a_zone_of_this_machine_cannot_be_allowed() -> None:
+    rules = make_rules("fe80::1%eth0", allowed="fe80::/10")
+    with pytest.raises(AddressNotAllowed, match="link-local"):
+        await rules.resolve("https://example.com/")
+
+
 async def test_localhost_is_served_on_the_address_that_is_allowed() -> None:
     target = await make_rules("::1", "127.0.0.1", allowed="127.0.0.0/8").resolve("https://localhost/")
     assert target.addresses == ("127.0.0.1",)
