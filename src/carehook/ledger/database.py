@@ -14,6 +14,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from carehook.ledger import sqlite_driver
+
 BUSY_TIMEOUT_SECONDS = 30
 """How long a statement waits for another process's write on SQLite before it fails."""
 
@@ -91,7 +93,7 @@ def _create_sqlite_engine(url: URL, *, begin: str, pool_size: int) -> AsyncEngin
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=BUSY_TIMEOUT_SECONDS,
-        connect_args={"timeout": BUSY_TIMEOUT_SECONDS},
+        connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "async_creator_fn": sqlite_driver.connect},
     )
 
     @event.listens_for(engine.sync_engine, "connect")

@@ -10,11 +10,20 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from carehook.ledger.records import Endpoint, Organization, Page, PageRequest
-from carehook.ledger.statements import fetch_page
+from carehook.ledger.statements import Ids, among, fetch_page
 from carehook.ledger.states import EndpointStatus
 from carehook.ledger.tables import endpoints, organizations
 
 _present = endpoints.c.status != EndpointStatus.DELETED
+
+_organization_ids = sa.bindparam("organization_ids", type_=Ids())
+_EXISTING = sa.select(organizations.c.id).where(among(organizations.c.id, _organization_ids))
+_RECIPIENTS = (
+    sa.select(endpoints)
+    .where(among(endpoints.c.organization_id, _organization_ids), _present)
+    .order_by(endpoints.c.id)
+    .with_for_update(read=True)
+)
 
 
 def build_endpoint(row: sa.Row[Any]) -> Endpoint:
@@ -49,8 +58,8 @@ class OrganizationsSql:
 
     async def existing(self, organization_ids: Collection[str]) -> frozenset[str]:
         """Those of the ids that there are."""
-        query = sa.select(organizations.c.id).where(organizations.c.id.in_(sorted(organization_ids)))
-        return frozenset((await self._connection.execute(query)).scalars())
+        found = await self._connection.execute(_EXISTING, {"organization_ids": organization_ids})
+        return frozenset(found.scalars())
 
     async def page(self, request: PageRequest) -> Page[Organization]:
         """A page of organizations."""
@@ -90,10 +99,5 @@ class EndpointsSql:
 
     async def recipients(self, organization_ids: Collection[str]) -> Sequence[Endpoint]:
         """All endpoints of the organizations; a share lock keeps a pause or a deletion until after our commit."""
-        query = (
-            sa.select(endpoints)
-            .where(endpoints.c.organization_id.in_(sorted(organization_ids)), _present)
-            .order_by(endpoints.c.id)
-            .with_for_update(read=True)
-        )
-        return [build_endpoint(row) for row in await self._connection.execute(query)]
+        found = await self._connection.execute(_RECIPIENTS, {"organization_ids": organization_ids})
+        return [build_endpoint(row) for row in found]

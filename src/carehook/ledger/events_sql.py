@@ -23,7 +23,7 @@ from carehook.ledger.records import (
     PageRequest,
     StoredEvent,
 )
-from carehook.ledger.statements import Bulk, build_move, fetch_page
+from carehook.ledger.statements import Bulk, among, build_move, fetch_page
 from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
 from carehook.ledger.tables import (
     LEASED,
@@ -127,17 +127,24 @@ class DeliveriesSql:
 
     async def resend(self, delivery_ids: Collection[str], now: datetime) -> int:
         """Make any of them due now, whatever became of them."""
-        return await self._revive(Transition.RESEND, deliveries.c.id.in_(sorted(delivery_ids)), now)
+        return await self._revive(Transition.RESEND, among(deliveries.c.id, delivery_ids), now)
 
     async def recover(self, endpoint_id: str, since: datetime, now: datetime) -> int:
         """Make due now what failed since an instant."""
-        failed = (deliveries.c.failure_count > 0) & (deliveries.c.last_attempt_at >= since)
+        failed = (
+            (deliveries.c.endpoint_id == endpoint_id)
+            & (deliveries.c.failure_count > 0)
+            & (deliveries.c.last_attempt_at >= since)
+        )
+        unfinished = (DeliveryState.PENDING, DeliveryState.EXHAUSTED)
         statuses = await self._lock_endpoints(endpoints.c.id == endpoint_id)
-        return await self._revive_of(statuses, Transition.RETRY, failed, now)
+        return await self._revive_of(statuses, Transition.RETRY, failed, now, among_states=unfinished)
 
     async def _revive(self, transition: Transition, which: sa.ColumnElement[bool], now: datetime) -> int:
         statuses = await self._lock_endpoints(endpoints.c.id.in_(sa.select(deliveries.c.endpoint_id).where(which)))
-        return await self._revive_of(statuses, transition, which, now)
+        return await self._revive_of(
+            statuses, transition, which & among(deliveries.c.endpoint_id, statuses), now, tuple(DeliveryState)
+        )
 
     async def _lock_endpoints(self, which: sa.ColumnElement[bool]) -> dict[str, str]:
         """The status of such endpoints as are not deleted, fixed until this transaction ends."""
@@ -146,12 +153,20 @@ class DeliveriesSql:
         return {row.id: row.status for row in rows}
 
     async def _revive_of(
-        self, statuses: Mapping[str, str], transition: Transition, which: sa.ColumnElement[bool], now: datetime
+        self,
+        statuses: Mapping[str, str],
+        transition: Transition,
+        which: sa.ColumnElement[bool],
+        now: datetime,
+        among_states: Collection[DeliveryState],
     ) -> int:
-        # What is revived for an endpoint that does not receive now waits for it like everything else.
+        """Make due now what matches, or held where its endpoint does not receive now."""
+        if not statuses:
+            return 0
         move = build_move(
             transition,
-            which & deliveries.c.endpoint_id.in_(list(statuses)) & deliveries.c.lease_until.is_(None),
+            which & deliveries.c.lease_until.is_(None),
+            among_states=among_states,
             silent=[endpoint_id for endpoint_id, status in statuses.items() if status != EndpointStatus.ACTIVE],
             due_at=now,
             failure_count=0,

@@ -20,13 +20,14 @@ from carehook.ids import ATTEMPT, new_id
 from carehook.ledger.database import Database
 from carehook.ledger.directory_sql import build_endpoint
 from carehook.ledger.records import Attempt, AttemptOutcome, ClaimedDelivery, FinishedAttempt
-from carehook.ledger.statements import Bulk, build_move
+from carehook.ledger.statements import Bulk, Ids, among, build_move, lock_deliveries
 from carehook.ledger.states import TRANSITIONS, DeliveryState, EndpointStatus, Transition, is_final, states_before
 from carehook.ledger.tables import LEASED, WAITING, attempts, deliveries, endpoints, events, in_state
 
 LOST_LEASE = "the worker stopped before the outcome was known; the receiver may have got it"
 
 _RECOVERED_AT_ONCE = 1000
+_ids = sa.bindparam("ids", type_=Ids())
 
 
 class QueueSql:
@@ -58,7 +59,8 @@ class QueueSql:
             return []
         share = max(1, min(per_endpoint, limit // len(due)))
         async with self._database.write() as connection:
-            leased = await _lease(connection, due[:limit], share, now, now + lease)
+            parameters = {"ids": due[:limit], "share": share, "now": now, "until": now + lease}
+            leased = (await connection.execute(_LEASE[connection.dialect.name], parameters)).all()
             return await _load(connection, leased, now + lease)
 
     async def finish(self, finished: Sequence[FinishedAttempt], now: datetime) -> Sequence[bool]:
@@ -96,8 +98,8 @@ class QueueSql:
         async with self._database.read() as connection:
             if (await connection.execute(sa.select(deliveries.c.id).where(ran_out).limit(1))).first() is None:
                 return 0
+        columns = (deliveries.c.id, deliveries.c.leased_at, deliveries.c.lease_until, deliveries.c.attempt_count)
         async with self._database.write() as connection:
-            columns = (deliveries.c.id, deliveries.c.leased_at, deliveries.c.lease_until, deliveries.c.attempt_count)
             query = sa.select(*columns).where(ran_out).order_by(deliveries.c.id).limit(_RECOVERED_AT_ONCE)
             lost = (await connection.execute(query.with_for_update(skip_locked=True, key_share=True))).all()
             await _ADD_ATTEMPTS.execute(connection, [_take_attempt(_build_interrupted(row)) for row in lost])
@@ -137,26 +139,27 @@ def _build_waiting_endpoints() -> sa.Select[Any]:
 _WAITING_ENDPOINTS = _build_waiting_endpoints()
 
 
-async def _lease(
-    connection: AsyncConnection, endpoint_ids: Sequence[str], share: int, now: datetime, until: datetime
-) -> Sequence[Any]:
+def _build_lease(dialect: str) -> Any:
+    """An update that leases the first `share` due deliveries of each endpoint and gives back what it leased."""
     first_due = (
         sa.select(deliveries.c.id)
-        .where(WAITING, deliveries.c.endpoint_id == endpoints.c.id, deliveries.c.due_at <= now)
+        .where(WAITING, deliveries.c.endpoint_id == endpoints.c.id, deliveries.c.due_at <= sa.bindparam("now"))
         .order_by(deliveries.c.due_at)
-        .limit(share)
+        .limit(sa.bindparam("share"))
     )
-    chosen = sa.select(deliveries.c.id).select_from(endpoints)
-    if connection.dialect.name == "sqlite":
-        chosen = chosen.join(deliveries, deliveries.c.id.in_(first_due.correlate(endpoints)))
+    if dialect == "sqlite":
+        pairs = endpoints.join(deliveries, deliveries.c.id.in_(first_due.correlate(endpoints)))
+        chosen = sa.select(deliveries.c.id).select_from(pairs)
     else:
         lateral = first_due.with_for_update(skip_locked=True, key_share=True).lateral()
         chosen = sa.select(lateral.c.id).select_from(endpoints.join(lateral, sa.true()))
-    chosen = chosen.where(endpoints.c.id.in_(endpoint_ids), endpoints.c.status == EndpointStatus.ACTIVE)
-    statement = (
+    chosen = chosen.where(among(endpoints.c.id, _ids), endpoints.c.status == EndpointStatus.ACTIVE)
+    return (
         deliveries.update()
         .where(deliveries.c.id.in_(chosen))
-        .values(leased_at=now, lease_until=until, lease_token=deliveries.c.lease_token + 1)
+        .values(
+            leased_at=sa.bindparam("now"), lease_until=sa.bindparam("until"), lease_token=deliveries.c.lease_token + 1
+        )
         .returning(
             deliveries.c.due_at,
             deliveries.c.id,
@@ -168,16 +171,19 @@ async def _lease(
             deliveries.c.endpoint_id,
         )
     )
-    return sorted((await connection.execute(statement)).all())
+
+
+_LEASE = {dialect: _build_lease(dialect) for dialect in ("sqlite", "postgresql")}
+_EVENTS_OF = sa.select(events.c.id, events.c.created_at, events.c.body).where(among(events.c.id, _ids))
+_ENDPOINTS_OF = sa.select(endpoints).where(among(endpoints.c.id, _ids))
 
 
 async def _load(connection: AsyncConnection, leased: Sequence[Any], until: datetime) -> Sequence[ClaimedDelivery]:
-    """The leased deliveries with their events' bodies and their endpoints."""
-    wanted = events.c.id.in_({row.event_id for row in leased})
-    found = await connection.execute(sa.select(events.c.id, events.c.created_at, events.c.body).where(wanted))
+    """The leased deliveries, first due first, with their events' bodies and their endpoints."""
+    found = await connection.execute(_EVENTS_OF, {"ids": {row.event_id for row in leased}})
     accepted = {event_id: (accepted_at, body) for event_id, accepted_at, body in found}
-    query = sa.select(endpoints).where(endpoints.c.id.in_({row.endpoint_id for row in leased}))
-    endpoint_of = {endpoint.id: endpoint for endpoint in map(build_endpoint, await connection.execute(query))}
+    present = await connection.execute(_ENDPOINTS_OF, {"ids": {row.endpoint_id for row in leased}})
+    endpoint_of = {endpoint.id: endpoint for endpoint in map(build_endpoint, present)}
     return [
         ClaimedDelivery(
             id=delivery_id,
@@ -191,7 +197,9 @@ async def _load(connection: AsyncConnection, leased: Sequence[Any], until: datet
             body=accepted[event_id][1],
             endpoint=endpoint_of[endpoint_id],
         )
-        for _, delivery_id, lease_token, attempt_count, failure_count, event_id, event_type, endpoint_id in leased
+        for _, delivery_id, lease_token, attempt_count, failure_count, event_id, event_type, endpoint_id in sorted(
+            map(tuple, leased)
+        )
     ]
 
 
@@ -239,18 +247,28 @@ async def _lock_leased(
     connection: AsyncConnection, finished: Sequence[FinishedAttempt], to_disable: Collection[str]
 ) -> dict[tuple[str, int], DeliveryState]:
     """The state of each delivery under lease, by its id and the lease's token; all that will change is locked."""
-    which = deliveries.c.id.in_({each.delivery_id for each in finished}) & LEASED
     if to_disable:
-        await connection.execute(
-            sa.select(endpoints.c.id)
-            .where(endpoints.c.id.in_(to_disable))
-            .order_by(endpoints.c.id)
-            .with_for_update(key_share=True)
-        )
-        which |= deliveries.c.endpoint_id.in_(to_disable) & in_state(*states_before(Transition.HOLD))
-    query = sa.select(deliveries.c.id, deliveries.c.lease_token, deliveries.c.state).where(which)
-    rows = await connection.execute(query.order_by(deliveries.c.id).with_for_update(key_share=True))
+        await connection.execute(_LOCK_ENDPOINTS, {"ids": to_disable})
+    lock = _LOCK_LEASED if not to_disable else _LOCK_LEASED_AND_HELD
+    parameters = {"ids": {each.delivery_id for each in finished}, "endpoint_ids": to_disable}
+    rows = await connection.execute(lock, parameters)
     return {(delivery_id, token): DeliveryState(state) for delivery_id, token, state in rows}
+
+
+_finished = among(deliveries.c.id, _ids) & LEASED
+_to_hold = in_state(
+    *states_before(Transition.HOLD),
+    where=among(deliveries.c.endpoint_id, sa.bindparam("endpoint_ids", type_=Ids())),
+)
+_lease_columns = (deliveries.c.id, deliveries.c.lease_token, deliveries.c.state)
+_LOCK_LEASED = lock_deliveries(_finished, *_lease_columns)
+_LOCK_LEASED_AND_HELD = lock_deliveries(_finished | _to_hold, *_lease_columns)
+_LOCK_ENDPOINTS = (
+    sa.select(endpoints.c.id)
+    .where(among(endpoints.c.id, _ids))
+    .order_by(endpoints.c.id)
+    .with_for_update(key_share=True)
+)
 
 
 def _take_result(finished: FinishedAttempt, before: DeliveryState, now: datetime) -> tuple[Any, ...]:

@@ -1,11 +1,18 @@
-"""Statements that several queries share: a page of a list, a move along the table of transitions, one for many rows."""
+"""Parts of statements that several queries share: being one of many ids, a page of a list, a move of deliveries along
+the table of transitions, and a statement for many rows.
+"""
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from carehook.ledger.records import Page, PageRequest
 from carehook.ledger.states import TRANSITIONS, DeliveryState, Transition, states_before
@@ -14,6 +21,47 @@ from carehook.ledger.tables import deliveries, in_state
 Row = TypeVar("Row")
 _Parameter: TypeAlias = tuple[int, Callable[[Any], Any] | None]
 """The place in a row of a parameter's value, and how the dialect wants it."""
+
+
+class Ids(sa.TypeDecorator[Collection[str]]):
+    """Any number of ids as one parameter: an array on PostgreSQL, a JSON array on SQLite."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> sa.types.TypeEngine[Any]:
+        """What the dialect takes."""
+        return dialect.type_descriptor(sa.Text() if dialect.name == "sqlite" else postgresql.ARRAY(sa.Text()))
+
+    def process_bind_param(self, value: Collection[str] | None, dialect: Dialect) -> Any:
+        """The ids in a list."""
+        ids = list(value or ())
+        return json.dumps(ids) if dialect.name == "sqlite" else ids
+
+
+class _Among(FunctionElement[Any]):
+    # Not a Boolean: of one of those SQLAlchemy would ask on SQLite whether it equals 1, and no index would be used.
+    name = "among"
+    type = sa.types.NullType()
+    inherit_cache = True
+
+
+@compiles(_Among, "sqlite")
+def _compile_for_sqlite(element: _Among, compiler: SQLCompiler, **options: Any) -> str:
+    column, ids = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"{column} IN (SELECT value FROM json_each({ids}))"  # noqa: S608 (both are compiled)
+
+
+@compiles(_Among, "postgresql")
+def _compile_for_postgresql(element: _Among, compiler: SQLCompiler, **options: Any) -> str:
+    column, ids = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"{column} = ANY ({ids})"
+
+
+def among(column: sa.Column[str], ids: Collection[str] | sa.BindParameter[Collection[str]]) -> sa.ColumnElement[bool]:
+    """Whether a column is one of the ids. Unlike `IN` it is the same statement for any number of them."""
+    given = ids if isinstance(ids, sa.BindParameter) else sa.bindparam(None, ids, type_=Ids(), unique=True)
+    return _Among(column, given)
 
 
 async def fetch_page(
@@ -32,27 +80,33 @@ async def fetch_page(
     return Page([build(row) for row in shown], shown[-1]._mapping[id_column] if more else None)
 
 
-def build_move(
-    transition: Transition, where: sa.ColumnElement[bool], *, silent: Collection[str] = (), **values: Any
-) -> sa.Update:
-    """An update of the deliveries that match `where` and are in a state that `transition` can leave.
+def lock_deliveries(which: sa.ColumnElement[bool], *columns: sa.Column[Any]) -> sa.Select[Any]:
+    """A query of deliveries that keeps others from changing them, locked in the order of their ids."""
+    # Not by the bare column, or SQLite would walk through the whole history in its order to save a little sorting.
+    in_order = deliveries.c.id.concat(sa.literal_column("''"))
+    return sa.select(*columns).where(which).order_by(in_order).with_for_update(key_share=True)
 
-    Those of the endpoints in `silent`, which do not receive now, are held at once. Rows are locked in the order of
-    their ids, as the port's laws say.
+
+def build_move(
+    transition: Transition,
+    where: sa.ColumnElement[bool],
+    *,
+    among_states: Collection[DeliveryState] = tuple(DeliveryState),
+    silent: Collection[str] = (),
+    **values: Any,
+) -> sa.Update:
+    """An update of the deliveries that match `where` and are in one of the states that `transition` can leave.
+
+    Those of the endpoints in `silent`, which do not receive now, are held at once.
     """
-    next_state = {state: TRANSITIONS[state][transition] for state in sorted(states_before(transition))}
+    leaving = sorted(states_before(transition).intersection(among_states))
+    next_state = {state: TRANSITIONS[state][transition] for state in leaving}
     moved = sa.case(next_state, value=deliveries.c.state)
     if silent:
         held = {state: _hold(after) for state, after in next_state.items()}
-        moved = sa.case(
-            (deliveries.c.endpoint_id.in_(sorted(silent)), sa.case(held, value=deliveries.c.state)), else_=moved
-        )
-    movable = (
-        sa.select(deliveries.c.id)
-        .where(where, in_state(*next_state))
-        .order_by(deliveries.c.id)
-        .with_for_update(key_share=True)
-    )
+        held_instead = sa.case(held, value=deliveries.c.state)
+        moved = sa.case((among(deliveries.c.endpoint_id, silent), held_instead), else_=moved)
+    movable = lock_deliveries(in_state(*next_state, where=where), deliveries.c.id)
     return deliveries.update().where(deliveries.c.id.in_(movable)).values(state=moved, **values)
 
 

@@ -120,12 +120,13 @@ LEASED = deliveries.c.lease_until.is_not(None)
 """What a worker has claimed."""
 
 
-def in_state(*states: DeliveryState) -> sa.ColumnElement[bool]:
-    """Whether a delivery is in one of these states, put so that each has its partial index."""
+def in_state(*states: DeliveryState, where: sa.ColumnElement[bool] | None = None) -> sa.ColumnElement[bool]:
+    """Whether a delivery is in one of these states, and `where` holds, put so that each state has its partial index."""
     found = [_is(state) for state in states if state is not DeliveryState.PENDING]
     if DeliveryState.PENDING in states:
         found += [WAITING, _is(DeliveryState.PENDING) & LEASED]
-    return sa.or_(*found)
+    # SQLite chooses an index for each side of an OR by that side alone.
+    return sa.or_(*(rows if where is None else where & rows for rows in found))
 
 
 for _name, _columns, _rows in (
