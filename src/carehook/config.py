@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Network = IPv4Network | IPv6Network
 LogLevel = Literal["debug", "info", "warning", "error"]
+
+PREFIX: Final = "CAREHOOK_"
 
 DEFAULT_RETRY_SCHEDULE = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
 """Seconds before each retry: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h."""
@@ -23,7 +28,7 @@ class InvalidSettings(Exception):
 class Settings(BaseSettings):
     """What can be set, with its default. Lists are comma-separated."""
 
-    model_config = SettingsConfigDict(env_prefix="CAREHOOK_", frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
     home: Path = Field(
         Path("carehook-data"), description="The folder of the embedded database and of the encryption key."
@@ -60,10 +65,7 @@ class Settings(BaseSettings):
     def _read_networks(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        try:
-            return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
-        except ValueError as error:
-            raise ValueError(f"{error}; write networks as 10.20.0.0/16, separated by commas") from None
+        return tuple(_read_network(part.strip()) for part in value.split(",") if part.strip())
 
     @field_validator("retry_schedule", mode="before")
     @classmethod
@@ -87,12 +89,42 @@ class Settings(BaseSettings):
 
 def load_settings(**overrides: Any) -> Settings:
     """The settings from the environment, with `overrides` first. Raises InvalidSettings, for people."""
+    if objections := list(find_objections(os.environ)):
+        raise InvalidSettings(" ".join(objections))
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise InvalidSettings("; ".join(_describe(detail) for detail in error.errors(include_input=False))) from None
+        details = error.errors(include_input=False, include_url=False)
+    raise InvalidSettings(" ".join(_describe(detail) for detail in details))
+
+
+def find_objections(environment: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for each variable of ours that names no setting, or is empty.
+
+    Both are mistakes that would otherwise go unseen: with a misspelt or empty `CAREHOOK_DATABASE_URL`, events would
+    be kept in another store than the one that was meant.
+    """
+    for name, value in environment.items():
+        if not name.upper().startswith(PREFIX):
+            continue
+        setting = name.lower().removeprefix(PREFIX.lower())
+        if setting not in Settings.model_fields:
+            nearest = get_close_matches(setting, Settings.model_fields, n=1)
+            yield f"{name} is not a setting; " + (f"is {PREFIX}{nearest[0].upper()} meant?" if nearest else "unset it.")
+        elif not value.strip():
+            yield f"{name} is empty; give it a value or unset it."
+
+
+def _read_network(text: str) -> Network:
+    try:
+        network = ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; write networks as 10.20.0.0/16, separated by commas") from None
+    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
+        raise ValueError(f"{text} is IPv4-mapped; write it as the IPv4 network, which covers the mapped form too")
+    return network
 
 
 def _describe(detail: Any) -> str:
     name = "_".join(str(part) for part in detail["loc"][:1]).upper()
-    return f"CAREHOOK_{name}: {detail['msg'].removeprefix('Value error, ')}"
+    return f"{PREFIX}{name}: {detail['msg'].removeprefix('Value error, ')}."
