@@ -30,7 +30,7 @@ from carehook.directory.secrets import (
 )
 from carehook.events import CATALOGUE
 from carehook.ids import ENDPOINT, new_id
-from carehook.keyring import Keyring
+from carehook.keyring import Keyring, KeyringError
 from carehook.ledger.port import Ledger, Transaction
 from carehook.ledger.records import Endpoint
 from carehook.ledger.states import EndpointStatus
@@ -135,18 +135,12 @@ class Endpoints:
         event_types = None if changes.event_types is None else check_event_types(changes.event_types)
         await self._check_urls(changes.url, changes.authentication)
         async with self._locked(endpoint_id) as (transaction, endpoint, now):
-            opened = open_secrets(endpoint.sealed_secrets, self._keyring, endpoint.id)
-            named = {
-                name: getattr(changes, name)
-                for name in ("signature_value", "authentication")
-                if getattr(changes, name) is not None
-            }
             changed = dataclasses.replace(
                 endpoint,
                 url=changes.url or endpoint.url,
                 event_types=endpoint.event_types if event_types is None else event_types,
                 description=endpoint.description if changes.description is None else changes.description,
-                sealed_secrets=seal_secrets(opened.model_copy(update=named), self._keyring, endpoint.id),
+                sealed_secrets=self._change_secrets(endpoint, changes),
                 updated_at=now,
             )
             await transaction.endpoints.update(changed)
@@ -180,7 +174,7 @@ class Endpoints:
     async def rotate_secret(self, endpoint_id: str, overlap: timedelta = ROTATION_OVERLAP) -> EndpointWithSecrets:
         """Give it a new signing secret, to be shown this once; the old one signs beside it for `overlap`."""
         async with self._locked(endpoint_id) as (transaction, endpoint, now):
-            opened = open_secrets(endpoint.sealed_secrets, self._keyring, endpoint.id)
+            opened = self._open(endpoint)
             is_v1a = opened.signing_secrets[0].secret.get_secret_value().startswith("whsk_")
             rotated = opened.rotate(_generate_secret("v1a" if is_v1a else "v1"), now, overlap)
             changed = dataclasses.replace(
@@ -196,6 +190,19 @@ class Endpoints:
             if endpoint is None:
                 raise build_not_found("endpoint", endpoint_id)
             yield transaction, endpoint, self._clock()
+
+    def _change_secrets(self, endpoint: Endpoint, changes: EndpointChanges) -> bytes:
+        values = {"signature_value": changes.signature_value, "authentication": changes.authentication}
+        named = {name: value for name, value in values.items() if value is not None}
+        if not named:
+            return endpoint.sealed_secrets
+        return seal_secrets(self._open(endpoint).model_copy(update=named), self._keyring, endpoint.id)
+
+    def _open(self, endpoint: Endpoint) -> EndpointSecrets:
+        try:
+            return open_secrets(endpoint.sealed_secrets, self._keyring, endpoint.id)
+        except KeyringError as error:
+            raise Conflict(f"{error} Delete the endpoint and register it anew.") from None
 
     async def _check_urls(self, url: str | None, authentication: AuthenticationMethod | None) -> None:
         if url is not None:

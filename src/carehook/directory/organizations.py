@@ -11,8 +11,11 @@ from carehook.ids import ORGANIZATION, new_id
 from carehook.ledger.port import Ledger
 from carehook.ledger.records import Organization
 
-OneLine = Annotated[str, StringConstraints(strict=True, pattern=r"^[^\x00-\x1f\x7f]*$")]
-"""Text without control characters."""
+OneLine = Annotated[
+    str,
+    StringConstraints(strict=True, strip_whitespace=True, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"),
+]
+"""Text on one line, without the control characters that could act on a terminal."""
 
 
 class NewOrganization(BaseModel):

@@ -13,6 +13,9 @@ from carehook.keyring import Keyring
 ROTATION_OVERLAP: Final = timedelta(hours=24)
 """For how long a replaced signing secret still signs beside the new one."""
 
+SIGNING_AT_MOST: Final = 4
+"""Signing secrets that sign at once, however often they are rotated: receivers refuse a header with many signatures."""
+
 
 class SigningSecretPeriod(BaseModel):
     """A signing secret and the instant from which it signs no more; the present one has none."""
@@ -37,10 +40,10 @@ class EndpointSecrets(BaseModel):
         return tuple(each for each in self.signing_secrets if each.expires_at is None or each.expires_at > now)
 
     def rotate(self, secret: RevealableSecret, now: datetime, overlap: timedelta) -> EndpointSecrets:
-        """The same with a new signing secret; those that sign now go on for `overlap` at most."""
+        """The same with a new signing secret; the newest of those that sign now go on for `overlap` at most."""
         ending = (
             SigningSecretPeriod(secret=each.secret, expires_at=min(each.expires_at or now + overlap, now + overlap))
-            for each in self.signing_at(now)
+            for each in self.signing_at(now)[: SIGNING_AT_MOST - 1]
         )
         return self.model_copy(update={"signing_secrets": (SigningSecretPeriod(secret=secret), *ending)})
 
