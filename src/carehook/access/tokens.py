@@ -52,7 +52,7 @@ class Tokens:
         secret = PREFIX + secrets.token_urlsafe(32)
         token = Token(new_id(TOKEN), role, organization_id, self._clock(), None)
         async with self._ledger.transaction() as transaction:
-            if organization_id and not await transaction.organizations.existing([organization_id]):
+            if organization_id is not None and not await transaction.organizations.existing([organization_id]):
                 raise build_not_found("organization", organization_id)
             await transaction.tokens.add(token, _digest(secret))
         return NewToken(token, SecretStr(secret))
@@ -65,11 +65,14 @@ class Tokens:
         return await self.create(Role.OPERATOR)
 
     async def find(self, secret: str) -> Token | None:
-        """The token with this secret, if there is one and it is not revoked."""
+        """The token with this secret, if there is one and it is not revoked. `secret` may be any text."""
+        if not secret.startswith(PREFIX):
+            return None
         digest = _digest(secret)
         now = self._clock().timestamp()
         remembered = self._remembered.get(digest)
-        if remembered is not None and now - remembered[0] < REMEMBERED_SECONDS:
+        # Not before either: a clock that was set back must not prolong what is remembered.
+        if remembered is not None and 0 <= now - remembered[0] < REMEMBERED_SECONDS:
             return remembered[1]
         self._remembered.pop(digest, None)
         async with self._ledger.snapshot() as snapshot:
@@ -97,4 +100,4 @@ def _check_binding(role: Role, organization_id: str | None) -> None:
 
 
 def _digest(secret: str) -> str:
-    return sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+    return sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
