@@ -4,11 +4,17 @@ A use case raises a `Refusal`; the API answers it as a problem document and the 
 stored and nothing will be sent when one is raised. None of them shows what was in a field.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
+from typing import Final
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from carehook.events import FieldError
+
+_LONGEST_NAME: Final = 64
+_SUBJECT: Final = re.compile("^(Input|String|List|Tuple|Set|Dictionary|Value|Data) should ")
 
 
 class Refusal(Exception):
@@ -34,7 +40,7 @@ class Conflict(Refusal):
 
 def build_not_found(kind: str, identifier: str) -> NotFound:
     """The refusal for an id that names nothing."""
-    return NotFound(f"There is no {kind} {identifier!r}.")
+    return NotFound(f"There is no {kind} {_build_printable(identifier)!r}.")
 
 
 def build_invalid(field: str, rule: str) -> Invalid:
@@ -43,10 +49,40 @@ def build_invalid(field: str, rule: str) -> Invalid:
     return Invalid(f"{error}.", [error])
 
 
-def build_invalid_model(refusal: ValidationError) -> Invalid:
-    """The refusal for a model of ours that did not validate, without what was in it."""
-    errors = [
-        FieldError(".".join(str(part) for part in error["loc"]) or "body", error["msg"])
-        for error in refusal.errors(include_url=False, include_input=False, include_context=False)
-    ]
+def build_invalid_model(refusal: ValidationError, tags: Collection[str] = ()) -> Invalid:
+    """The refusal for a model of ours that did not validate, without what was in it.
+
+    `tags` are the values by which the model chooses among variants; see `build_field_error`.
+    """
+    details = refusal.errors(include_url=False, include_input=False)
+    errors = [build_field_error(detail, tags) for detail in details]
     return Invalid("; ".join(str(error) for error in errors) + ".", errors)
+
+
+def build_field_error(detail: ErrorDetails, tags: Collection[str] = ()) -> FieldError:
+    """Which field and which rule, from one of pydantic's errors.
+
+    `tags` are values by which a model chooses among variants, as `basic` for an authentication: pydantic puts them into
+    its locations, where they are no part of the path that the sender knows.
+    """
+    path = [_build_printable(str(part)) for part in detail["loc"] if part not in tags]
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path.append(detail["ctx"]["discriminator"].strip("'"))
+    return FieldError(".".join(path) or "body", _build_rule(detail))
+
+
+def _build_rule(detail: ErrorDetails) -> str:
+    match detail["type"]:
+        case "missing" | "union_tag_not_found":
+            return "is required"
+        case "extra_forbidden":
+            return "is not a field here"
+        case "union_tag_invalid":
+            # Pydantic's own sentence shows what was in the field.
+            return f"must be one of {detail['ctx']['expected_tags']}"
+    return _SUBJECT.sub("must ", detail["msg"].removeprefix("Value error, ")).rstrip(".")
+
+
+def _build_printable(name: str) -> str:
+    """A short one-line name from what a stranger wrote."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:_LONGEST_NAME])
