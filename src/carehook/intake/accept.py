@@ -8,7 +8,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,6 +18,7 @@ from typing import Final
 from carehook.batching import Batcher
 from carehook.clock import Clock
 from carehook.events import AnyEvent
+from carehook.ids import ORGANIZATION, is_id
 from carehook.intake.recipients import build_deliveries, freeze_event, match_recipients
 from carehook.ledger.port import DuplicateKey, Ledger, Transaction
 from carehook.ledger.records import Answered, Endpoint, NewDelivery, StoredEvent
@@ -67,8 +68,12 @@ class Intake:
         self._ledger = ledger
         self._metrics = metrics
         self._clock = clock
+        # Only a key can be at fault alone; for any other error, as of a store that is gone, all are told at once.
         self._batcher: Batcher[Submission, Accepted | Refusal] = Batcher(
-            self._write, _EVENTS_IN_A_TRANSACTION, weigh=lambda submission: len(submission.events)
+            self._write,
+            _EVENTS_IN_A_TRANSACTION,
+            weigh=lambda submission: len(submission.events),
+            isolate_on=DuplicateKey,
         )
 
     async def accept(
@@ -76,9 +81,13 @@ class Intake:
     ) -> Accepted:
         """Store events and their deliveries.
 
-        Raises `NotFound` for an unknown organization, `Invalid` for an idempotency key that is none or was used
-        for another request.
+        Raises `NotFound` for an unknown organization, `Invalid` for no events and for an idempotency key that is none
+        or was used for another request.
         """
+        if not events:
+            raise build_invalid("events", "must hold at least one event")
+        if not is_id(ORGANIZATION, organization_id):
+            raise build_not_found("organization", organization_id)
         if idempotency_key is not None:
             check_key(idempotency_key)
         now = self._clock()
@@ -86,8 +95,6 @@ class Intake:
         answer = await self._batcher.submit(Submission(organization_id, frozen, idempotency_key))
         if isinstance(answer, Refusal):
             raise answer
-        if answer.event_ids[0] == frozen[0].id:
-            self.count(frozen)
         return answer
 
     def count(self, events: Sequence[StoredEvent]) -> None:
@@ -122,6 +129,7 @@ class Intake:
             answered = dict(await transaction.idempotency_keys.find(keys)) if keys else {}
             plan = build_plan(submissions, known, endpoints, answered)
             await _store(transaction, plan, self._clock())
+        self.count(plan.events)
         return plan.answers
 
 
@@ -146,6 +154,9 @@ def build_plan(
     events: list[StoredEvent] = []
     deliveries: list[NewDelivery] = []
     new_keys: dict[_Key, Answered] = {}
+    endpoints_of: defaultdict[str, list[Endpoint]] = defaultdict(list)
+    for endpoint in endpoints:
+        endpoints_of[endpoint.organization_id].append(endpoint)
     for submission in submissions:
         key = (submission.organization_id, submission.key) if submission.key is not None else None
         first = (answered.get(key) or new_keys.get(key)) if key else None
@@ -157,7 +168,7 @@ def build_plan(
             own = [
                 delivery
                 for event in submission.events
-                for delivery in build_deliveries(event, match_recipients(event, endpoints))
+                for delivery in build_deliveries(event, match_recipients(event, endpoints_of[event.organization_id]))
             ]
             accepted = Accepted(tuple(event.id for event in submission.events), len(own))
             answers.append(accepted)
