@@ -14,13 +14,14 @@ import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Final, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError
 
 from carehook.clock import Clock
+from carehook.directory.authentication.fields import Matching
 from carehook.events import (
     Allergy,
     AnyEvent,
@@ -32,6 +33,7 @@ from carehook.events import (
     SoapContent,
     Speciality,
 )
+from carehook.ids import ORGANIZATION, is_id
 from carehook.intake.accept import Intake, store_event
 from carehook.intake.recipients import freeze_event
 from carehook.ledger.port import DuplicateKey, Ledger, Transaction
@@ -45,8 +47,17 @@ from carehook.ledger.records import (
 )
 from carehook.refusals import Conflict, build_invalid, build_invalid_model, build_not_found
 
-CareId = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f/]*$")]
-"""An id that the platform gives: one line, without a slash, since it is part of URLs."""
+CLOCK_TOLERANCE: Final = timedelta(minutes=5)
+"""How far the platform's clock may be ahead of ours."""
+
+# Ids are parts of URLs: there a slash parts them, and clients resolve `.` and `..` before they send.
+_CARE_ID: Final = Matching(
+    r"^(?!\.{1,2}$)[^\x00-\x1f\x7f-\x9f\u2028\u2029/]{1,200}$",
+    "must have 1 to 200 characters on one line, without '/', and be neither '.' nor '..'",
+)
+
+CareId = Annotated[str, Strict(), _CARE_ID]
+"""An id that the platform gives."""
 
 Line = Annotated[str, StringConstraints(strict=True, max_length=2000, pattern=r"^[^\x00]*$")]
 
@@ -124,12 +135,15 @@ class CareRecords:
 
     async def put_patient(self, organization_id: str, code: str, history: History) -> None:
         """Store a patient's history, replacing the one that was there."""
+        _check_id("code", code)
         async with self._organization(organization_id) as transaction:
             await transaction.care.put_patient(PatientRow(organization_id, code, history.model_dump(mode="json")))
 
     async def put_professional(self, professional_id: str, profile: ProfessionalProfile, scope: str = PLATFORM) -> None:
         """Store a professional for one organization (its id is the `scope`) or for the whole platform."""
-        async with self._ledger.transaction() as transaction:
+        _check_id("id", professional_id)
+        opening = self._ledger.transaction() if scope == PLATFORM else self._organization(scope)
+        async with opening as transaction:
             await transaction.care.put_professional(
                 ProfessionalRow(scope, professional_id, profile.name, profile.avatar)
             )
@@ -149,16 +163,12 @@ class CareRecords:
             finished_event_id=None,
             created_at=now,
         )
-        async with self._organization(organization_id) as transaction:
-            present = await transaction.care.consultation(organization_id, row.id)
-            if present is not None:
-                return _repeat_consultation(present, row, is_dated=new.start_date is not None)
-            if await transaction.care.patient(organization_id, new.patient_code) is None:
-                raise build_invalid("patient_code", "names no patient; put the patient with their history first")
-            if await transaction.care.professional(organization_id, new.professional_id) is None:
-                raise build_invalid("professional_id", "names no professional; put the professional first")
-            await transaction.care.add_consultation(row)
-        return row
+        is_dated = new.start_date is not None
+        try:
+            return await self._store_consultation(row, is_dated=is_dated)
+        except DuplicateKey:
+            # The same request came twice in this moment: now the first is found.
+            return await self._store_consultation(row, is_dated=is_dated)
 
     async def send_report(self, organization_id: str, consultation_id: str, new: NewReport) -> Told:
         """Store a report and, with it, the event `patient_report_sent`."""
@@ -204,35 +214,61 @@ class CareRecords:
         async with self._consultation(organization_id, consultation_id) as (transaction, consultation):
             _check_open(consultation)
             now = self._clock()
-            end_date = finish.end_date or max(now.replace(microsecond=0), consultation.start_date)
-            if end_date < consultation.start_date:
-                raise build_invalid("end_date", "must not lie before the start_date of the consultation")
-            ended = dataclasses.replace(consultation, end_date=end_date)
+            ended = dataclasses.replace(consultation, end_date=_decide_end(consultation, finish, now))
             event = freeze_event(organization_id, await _build_consultation_finished(transaction, ended, now), now)
             await store_event(transaction, event)
             await transaction.care.finish_consultation(dataclasses.replace(ended, finished_event_id=event.id))
         self._intake.count([event])
         return Told(consultation_id, event.id)
 
+    async def _store_consultation(self, row: ConsultationRow, *, is_dated: bool) -> ConsultationRow:
+        async with self._organization(row.organization_id) as transaction:
+            present = await transaction.care.consultation(row.organization_id, row.id)
+            if present is not None:
+                return _repeat_consultation(present, row, is_dated=is_dated)
+            if await transaction.care.patient(row.organization_id, row.patient_code) is None:
+                raise build_invalid("patient_code", "names no patient; put the patient with their history first")
+            if await transaction.care.professional(row.organization_id, row.professional_id) is None:
+                raise build_invalid("professional_id", "names no professional; put the professional first")
+            await transaction.care.add_consultation(row)
+        return row
+
     @asynccontextmanager
     async def _organization(self, organization_id: str) -> AsyncIterator[Transaction]:
-        try:
-            async with self._ledger.transaction() as transaction:
-                if not await transaction.organizations.existing([organization_id]):
-                    raise build_not_found("organization", organization_id)
-                yield transaction
-        except DuplicateKey:
-            raise Conflict("The same id was stored by another request in this moment. Repeat the request.") from None
+        if not is_id(ORGANIZATION, organization_id):
+            raise build_not_found("organization", organization_id)
+        async with self._ledger.transaction() as transaction:
+            if not await transaction.organizations.existing([organization_id]):
+                raise build_not_found("organization", organization_id)
+            yield transaction
 
     @asynccontextmanager
     async def _consultation(
         self, organization_id: str, consultation_id: str
     ) -> AsyncIterator[tuple[Transaction, ConsultationRow]]:
+        if not _CARE_ID.matches(consultation_id):
+            raise build_not_found("consultation", consultation_id)
         async with self._organization(organization_id) as transaction:
             consultation = await transaction.care.consultation(organization_id, consultation_id, lock=True)
             if consultation is None:
                 raise build_not_found("consultation", consultation_id)
             yield transaction, consultation
+
+
+def _check_id(field: str, value: str) -> None:
+    if not _CARE_ID.matches(value):
+        raise build_invalid(field, _CARE_ID.message)
+
+
+def _decide_end(consultation: ConsultationRow, finish: Finish, now: datetime) -> datetime:
+    """When the consultation ended. Raises `Invalid` rather than make up an end for one that has yet to begin."""
+    start = consultation.start_date
+    if finish.end_date is None and now < start - CLOCK_TOLERANCE:
+        raise build_invalid("end_date", "is required, for the start_date of the consultation lies in the future")
+    end_date = finish.end_date or max(now.replace(microsecond=0), start)
+    if end_date < start:
+        raise build_invalid("end_date", "must not lie before the start_date of the consultation")
+    return end_date
 
 
 def _check_open(consultation: ConsultationRow) -> None:
