@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from pydantic import SecretStr
+from sqlalchemy.engine import URL
 
 from carehook.access.tokens import Tokens
 from carehook.application import Application
@@ -51,9 +52,10 @@ async def open_carehook(
     The embedded store is brought to this version's schema. Another one is left as it is, but with `create` it is made
     where it is empty. Raises `StartupError`, `LedgerUnavailable` or `KeyringError`, each with a sentence for people.
     """
-    keyring = load_keyring(make_home(settings), settings.encryption_key)
-    database = open_database(settings)
-    try:
+    async with AsyncExitStack() as opened:
+        keyring = open_keyring(settings)
+        database = open_database(settings)
+        opened.push_async_callback(database.close)
         if is_embedded(settings) or (create and await read_version(database) is None):
             await migrate(database)
         queue = QueueSql(database)
@@ -61,15 +63,11 @@ async def open_carehook(
         await ledger.check()
         await _check_key(ledger, keyring)
         rules = AddressRules(allowed_networks=settings.allowed_networks, allow_http=settings.allow_http)
-        sender = GuardedSender(rules, user_agent=USER_AGENT, root_certificates=_read_certificates(settings))
-        try:
-            application = _assemble(settings, clock, ledger, queue, keyring, rules, sender)
-            yield application
-            await application.intake.close()
-        finally:
-            await sender.close()
-    finally:
-        await database.close()
+        sender = open_sender(settings, rules)
+        opened.push_async_callback(sender.close)
+        application = _assemble(settings, clock, ledger, queue, keyring, rules, sender)
+        opened.push_async_callback(application.intake.close)
+        yield application
 
 
 def _assemble(
@@ -120,18 +118,50 @@ def is_embedded(settings: Settings) -> bool:
 
 def open_url(settings: Settings) -> SecretStr:
     """The URL of the store: the one that is set, or the embedded database in the home folder."""
-    return settings.database_url or SecretStr(f"sqlite:///{settings.home.absolute() / 'carehook.db'}")
+    embedded = URL.create("sqlite", database=str(settings.home.absolute() / "carehook.db"))
+    return settings.database_url or SecretStr(embedded.render_as_string())
 
 
 def open_database(settings: Settings) -> Database:
     """The store's engines. Raises `StartupError` where the URL is not one."""
-    try:
-        url = parse_database_url(open_url(settings).get_secret_value())
-    except ValueError as error:
-        raise StartupError(f"CAREHOOK_DATABASE_URL: {error}.") from None
+    url = _parse_url(open_url(settings).get_secret_value())
     if url.get_backend_name() == "sqlite" and url.database:
         _make_private_file(Path(url.database))
     return Database(url)
+
+
+def _parse_url(text: str) -> URL:
+    try:
+        url = parse_database_url(text)
+    except ValueError as error:
+        raise StartupError(f"CAREHOOK_DATABASE_URL: {error}.") from None
+    # Elsewhere than before the @, a password or a part of it would be shown with the URL when the store is down.
+    if "@" in (url.host or "") or "password" in url.query:
+        raise StartupError(
+            "CAREHOOK_DATABASE_URL: write it as postgresql://user:password@host/name, with every @ of the password "
+            "as %40."
+        )
+    return url
+
+
+def open_keyring(settings: Settings) -> Keyring:
+    """The keyring of this installation. Raises `KeyringError`, or `StartupError` where its file cannot be used."""
+    home = make_home(settings)
+    try:
+        return load_keyring(home, settings.encryption_key)
+    except OSError as error:
+        raise StartupError(
+            f"CAREHOOK_HOME: the encryption key in {home} cannot be read or made: {error.strerror}."
+        ) from None
+
+
+def open_sender(settings: Settings, rules: AddressRules) -> GuardedSender:
+    """What sends requests. Raises `StartupError` where the certificates to trust cannot be read."""
+    certificates = _read_certificates(settings)
+    try:
+        return GuardedSender(rules, user_agent=USER_AGENT, root_certificates=certificates)
+    except ValueError as error:
+        raise StartupError(f"CAREHOOK_CA_FILE: {settings.ca_file}: {error}.") from None
 
 
 def make_home(settings: Settings) -> Path:
