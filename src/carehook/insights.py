@@ -262,7 +262,12 @@ class Insights:
             excerpt = self._keyring.open(attempt.sealed_excerpt, context=f"excerpt:{attempt.delivery_id}")
         except KeyringError:
             return None
-        return excerpt.decode("utf-8", "replace")
+        return _build_printable(excerpt.decode("utf-8", "replace"))
+
+
+def _build_printable(text: str) -> str:
+    """The text without what a stranger could make a terminal do."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
 
 
 def _list(page: Page[Row], view: Callable[[Row], View]) -> ListView[View]:
