@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
@@ -86,28 +87,30 @@ def _parse_network(text: str) -> IPNetwork:
 
 
 class SystemResolver:
-    """Resolves names as this machine does (`getaddrinfo`), within `timeout` seconds.
+    """Resolves names as this machine does (`getaddrinfo`).
 
     It has threads of its own: names whose servers hang then delay one another, and nothing else in the process.
     """
 
-    def __init__(self, timeout: float = RESOLUTION_TIMEOUT) -> None:
-        self._timeout = timeout
+    def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(max_workers=32, thread_name_prefix="resolve")
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         """The addresses of `host`, best first (RFC 6724). Raises as `Resolver` says."""
         ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        async with asyncio.timeout(self._timeout):
-            found = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        found = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
         return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 class _SharedResolver:
-    """Asks `resolve` once for all who ask about a name at the same time or within `lifetime` seconds of it."""
+    """Asks `resolve` once for all who ask about a name at the same time or within `lifetime` seconds of it.
 
-    def __init__(self, resolve: Resolver, lifetime: float) -> None:
+    A name that takes longer than `timeout` seconds counts as one that does not resolve.
+    """
+
+    def __init__(self, resolve: Resolver, timeout: float, lifetime: float) -> None:
         self._resolve = resolve
+        self._timeout = timeout
         self._lifetime = lifetime
         self._begun: dict[tuple[str, int], tuple[float, asyncio.Task[tuple[str, ...]]]] = {}
 
@@ -117,14 +120,15 @@ class _SharedResolver:
         begun_at, task = self._begun.get((host, port), (0.0, None))
         if task is None or (task.done() and now >= begun_at + self._lifetime):
             self._forget_old(now)
-            task = asyncio.create_task(self._ask(host, port))
+            task = asyncio.create_task(self._ask(host, port), context=Context())
             self._begun[host, port] = (now, task)
         # The shield: one who gives up waiting must not cancel the answer of the others.
         return task.result() if task.done() else await asyncio.shield(task)
 
     async def _ask(self, host: str, port: int) -> tuple[str, ...]:
         try:
-            return tuple(await self._resolve(host, port))
+            async with asyncio.timeout(self._timeout):
+                return tuple(await self._resolve(host, port))
         except (OSError, UnicodeError):
             return ()
 
@@ -137,7 +141,8 @@ class _SharedResolver:
 class AddressRules:
     """The rules on targets: https (or http, if `allow_http`) on a public address or in one of `allowed_networks`.
 
-    `resolve` is asked for the addresses of names; its answers are used for `resolution_lifetime` seconds.
+    `resolve` is asked for the addresses of names. It has `resolution_timeout` seconds, and its answers are used for
+    `resolution_lifetime` seconds.
     """
 
     def __init__(
@@ -146,13 +151,15 @@ class AddressRules:
         allow_http: bool = False,
         resolve: Resolver | None = None,
         *,
+        resolution_timeout: float = RESOLUTION_TIMEOUT,
         resolution_lifetime: float = RESOLUTION_LIFETIME,
     ) -> None:
         self._allowed_networks = tuple(allowed_networks)
         self._beginnings = ("https://", "http://") if allow_http else ("https://",)
-        self._resolve = _SharedResolver(resolve or SystemResolver(), resolution_lifetime)
+        self._resolve = _SharedResolver(resolve or SystemResolver(), resolution_timeout, resolution_lifetime)
+        # Judging is pure and costs more than the rest of a resolution, and the same URLs come again and again.
         self._checked = lru_cache(_CACHE_SIZE)(self._check_url)
-        self._permitted = lru_cache(_CACHE_SIZE)(self._permit)
+        self._judged = lru_cache(_CACHE_SIZE)(self._judge)
 
     def check_url(self, url: str) -> CheckedUrl:
         """`url`, parsed and checked, without resolving its name. Raises `AddressNotAllowed`."""
@@ -171,14 +178,14 @@ class AddressRules:
         """
         checked = self._checked(url)
         if checked.literal is not None:
-            return self._build_target(checked, (str(checked.literal),))
+            return self._judged(checked, (str(checked.literal),))
         found = await self._resolve(checked.host, checked.port)
         if not found:
             raise NameNotResolved("the URL's host name does not resolve to an address")
-        return self._build_target(checked, self._permitted(found))
+        return self._judged(checked, found)
 
-    def _build_target(self, url: CheckedUrl, addresses: tuple[str, ...]) -> Target:
-        return Target(url.url, url.scheme, url.host, url.port, url.literal, url.parsed, addresses)
+    def _judge(self, url: CheckedUrl, found: tuple[str, ...]) -> Target:
+        return Target(url.url, url.scheme, url.host, url.port, url.literal, url.parsed, self._permit(found))
 
     def _check_url(self, url: str) -> CheckedUrl:
         parsed = _parse_url(url)

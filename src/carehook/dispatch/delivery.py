@@ -1,15 +1,17 @@
 """The story of one delivery: build the request, send it, decide what follows.
 
 No transaction is open here, and nothing here raises: a bug of ours becomes an interrupted attempt, which costs the
-receiver no retry and its neighbours nothing.
+receiver no retry and its neighbours nothing. An attempt ends within `ATTEMPT_LIMIT`, however many requests its
+authentication makes of it, so that its result comes before its lease is over.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
@@ -23,10 +25,13 @@ from carehook.dispatch.retry import Decision, decide
 from carehook.dispatch.sender import Sender
 from carehook.exchange import Blocked, Interrupted, Outcome, Request, Responded, Unreachable
 from carehook.ids import ATTEMPT, new_id
-from carehook.keyring import Keyring
+from carehook.keyring import Keyring, KeyringError
 from carehook.ledger.records import Attempt, AttemptOutcome, ClaimedDelivery, FinishedAttempt
 from carehook.ledger.states import Transition
 from carehook.metrics import Metrics
+
+ATTEMPT_LIMIT: Final = timedelta(seconds=20)
+"""How long an attempt may take: one request, or several where a token must be fetched first or anew."""
 
 STOPPED: Final = "Carehook was stopped before the outcome was known; the receiver may have got it."
 
@@ -34,7 +39,7 @@ _log = structlog.get_logger("carehook.attempt")
 
 
 class Deliverer:
-    """Attempts deliveries, one at a time each."""
+    """Attempts deliveries. `schedule` holds the seconds before each retry."""
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class Deliverer:
         schedule: Sequence[float],
         metrics: Metrics,
         clock: Clock,
+        attempt_limit: timedelta = ATTEMPT_LIMIT,
     ) -> None:
         self._sender = sender
         self._tokens = tokens
@@ -52,6 +58,7 @@ class Deliverer:
         self._schedule = schedule
         self._metrics = metrics
         self._clock = clock
+        self._attempt_limit = attempt_limit.total_seconds()
 
     async def deliver_one(self, delivery: ClaimedDelivery) -> FinishedAttempt:
         """Attempt a claimed delivery: one exchange and what follows from it."""
@@ -59,7 +66,9 @@ class Deliverer:
         begun = time.perf_counter()
         try:
             credentials = self._credentials.get(delivery.endpoint)
-            outcome = await self._exchange(build_request(delivery, credentials, started_at), credentials)
+            outcome = await self._exchange_in_time(build_request(delivery, credentials, started_at), credentials)
+        except KeyringError as error:
+            outcome = Interrupted(f"The endpoint's secrets cannot be used. {error}")
         except Exception as error:
             _log.exception("attempt_failed_in_carehook", delivery_id=delivery.id)
             outcome = Interrupted(f"Carehook failed: {type(error).__name__}.")
@@ -68,7 +77,14 @@ class Deliverer:
     def interrupt(self, delivery: ClaimedDelivery, started_at: datetime) -> FinishedAttempt:
         """What is recorded of an attempt that we stopped."""
         duration = (self._clock() - started_at).total_seconds()
-        return self._conclude(delivery, Interrupted(STOPPED), started_at, duration)
+        return self._conclude(delivery, Interrupted(STOPPED), started_at, max(0.0, duration))
+
+    async def _exchange_in_time(self, request: Request, credentials: Credentials) -> Outcome:
+        try:
+            async with asyncio.timeout(self._attempt_limit):
+                return await self._exchange(request, credentials)
+        except TimeoutError:
+            return Unreachable(f"no complete response within {self._attempt_limit:g} s, authentication included")
 
     async def _exchange(self, request: Request, credentials: Credentials) -> Outcome:
         """Drive the authentication's flow; the last answer of the endpoint, or what kept us from it, is the outcome."""
@@ -91,8 +107,8 @@ class Deliverer:
         decision = decide(
             outcome,
             schedule=self._schedule,
+            attempts=delivery.attempt_count,
             failures=delivery.failure_count,
-            interruptions=delivery.attempt_count - delivery.failure_count,
             now=now,
             jitter=random.uniform(-1, 1),  # noqa: S311 (spreads load, guards nothing)
         )

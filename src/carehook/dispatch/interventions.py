@@ -47,17 +47,19 @@ class Interventions:
             event = await transaction.events.get(event_id)
             if event is None:
                 raise build_not_found("event", event_id)
-            endpoints = {each.id: each for each in await transaction.endpoints.recipients([event.organization_id])}
-            deliveries = {each.endpoint_id: each for each in await transaction.deliveries.of_event(event_id)}
-            now = self._clock()
-            if endpoint_id is None:
-                chosen = [each.id for each in deliveries.values() if each.endpoint_id in endpoints]
-                return await transaction.deliveries.resend(chosen, now)
-            endpoint = _check_endpoint(endpoints.get(endpoint_id), event, endpoint_id)
-            if endpoint_id in deliveries:
-                return await transaction.deliveries.resend([deliveries[endpoint_id].id], now)
-            await transaction.deliveries.add([_build_delivery(event, endpoint, now)])
-            return 1
+            if endpoint_id is not None:
+                return await self._resend_to(transaction, event, endpoint_id)
+            deliveries = await transaction.deliveries.of_event(event_id)
+            return await transaction.deliveries.resend([each.id for each in deliveries], self._clock())
+
+    async def _resend_to(self, transaction: Transaction, event: StoredEvent, endpoint_id: str) -> int:
+        # Locked first, so that two who ask at once do not both find no delivery and add one.
+        endpoint = _check_endpoint(await transaction.endpoints.get(endpoint_id, lock=True), event)
+        for present in await transaction.deliveries.of_event(event.id):
+            if present.endpoint_id == endpoint_id:
+                return await transaction.deliveries.resend([present.id], self._clock())
+        await transaction.deliveries.add([_build_delivery(event, endpoint, self._clock())])
+        return 1
 
     async def recover(self, endpoint_id: str, since: datetime) -> int:
         """Attempt now all that failed at an endpoint since an instant; how many deliveries."""
@@ -87,8 +89,8 @@ def _build_retry_conflict(delivery: Delivery) -> Conflict:
     return Conflict("A request of this delivery is in flight. Wait for its outcome.")
 
 
-def _check_endpoint(endpoint: Endpoint | None, event: StoredEvent, endpoint_id: str) -> Endpoint:
-    if endpoint is None:
+def _check_endpoint(endpoint: Endpoint | None, event: StoredEvent) -> Endpoint:
+    if endpoint is None or endpoint.organization_id != event.organization_id:
         raise build_invalid("endpoint_id", "names no endpoint of the event's organization")
     if endpoint.event_types and event.type not in endpoint.event_types:
         raise build_invalid("endpoint_id", f"names an endpoint that is not subscribed to {event.type}")

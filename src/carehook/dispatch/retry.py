@@ -41,19 +41,19 @@ def decide(
     outcome: Outcome,
     *,
     schedule: Sequence[float],
+    attempts: int,
     failures: int,
-    interruptions: int,
     now: datetime,
     jitter: float,
 ) -> Decision:
     """Decide what follows `outcome`.
 
-    `schedule` holds the seconds before each retry, `failures` and `interruptions` count the earlier attempts that
-    ended so, `jitter` lies between -1 and 1.
+    `schedule` holds the seconds before each retry, at least one. `attempts` counts all earlier attempts, `failures`
+    those that spent a retry since the schedule began. `jitter` lies between -1 and 1.
     """
     if isinstance(outcome, Interrupted):
         # Not the receiver's doing: it loses no retry, and waits no longer than for its second.
-        step = min(interruptions, _INTERRUPTED_STEPS - 1, len(schedule) - 1)
+        step = min(attempts, _INTERRUPTED_STEPS - 1, len(schedule) - 1)
         return Decision(Transition.RESCHEDULE, now + _stretch(schedule[step], jitter), spends_retry=False)
     if isinstance(outcome, Responded):
         if outcome.is_success:
@@ -76,7 +76,7 @@ def read_retry_after(value: str | None, now: datetime) -> timedelta | None:
     else:
         try:
             at = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):  # numbers without end in a date raise the latter
             return None
         delay = (at if at.tzinfo else at.replace(tzinfo=UTC)) - now
     return min(max(delay, SHORTEST_RETRY_AFTER), LONGEST_RETRY_AFTER)

@@ -3,9 +3,13 @@
 Laws:
 - An endpoint has at most `endpoint_concurrency` requests in flight and as many claimed ahead; the rest of its backlog
   stays in the store, where it holds up nobody.
-- A result is recorded in a batch with others, and counts only under the lease it was claimed with.
-- Stopping claims nothing more. What was claimed and not begun is given back; requests in flight may end, and those that
-  do not in time are recorded as interrupted.
+- A result is recorded in a batch with others, and counts only under the lease it was claimed with. A store that cannot
+  record now is asked again for as long as the lease holds.
+- Stopping claims nothing more. What was claimed and not begun is given back at once; requests in flight may end, and
+  those that do not in time are recorded as interrupted.
+
+Leases and due times go by the wall clock. Where it jumps forward, what is in flight may be sent twice; where it jumps
+back, retries and the leases of a worker that died last longer by as much. Nothing is lost either way.
 """
 
 from __future__ import annotations
@@ -21,25 +25,28 @@ import structlog
 
 from carehook.batching import Batcher
 from carehook.clock import Clock
-from carehook.dispatch.delivery import Deliverer
+from carehook.dispatch.delivery import ATTEMPT_LIMIT, Deliverer
 from carehook.ledger.port import Queue
 from carehook.ledger.records import ClaimedDelivery, FinishedAttempt
 
 LEASE: Final = timedelta(seconds=45)
-"""For how long a claimed delivery is ours: a round of requests that all take the whole time limit, then our own."""
+"""For how long a claimed delivery is ours: a round of attempts that all take the whole time limit, then our own."""
 
 POLL: Final = timedelta(seconds=0.5)
 """How long what another process made due, or what falls due with time, may go unseen."""
 
-DRAIN: Final = timedelta(seconds=20)
-"""How long requests in flight are waited for at a stop: longer than any of them may take."""
+DRAIN: Final = timedelta(seconds=25)
+"""How long requests in flight are waited for at a stop: longer than any attempt may take."""
 
 LOST_LEASES_EVERY: Final = timedelta(seconds=5)
 
 _CLAIM_AT_MOST: Final = 500
-_PAUSE_AFTER_ERROR: Final = 1.0
+_PAUSE_AFTER_ERROR: Final = timedelta(seconds=1)
 
 _log = structlog.get_logger("carehook.worker")
+
+_Lease = tuple[str, int]
+"""A delivery's id and its lease's token: a delivery may be claimed anew while an older claim of it still waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,8 @@ class Limits:
     concurrency: int
     endpoint_concurrency: int
     lease: timedelta = LEASE
-    request_time: timedelta = timedelta(seconds=15)
+    attempt: timedelta = ATTEMPT_LIMIT
+    drain: timedelta = DRAIN
 
 
 class Worker:
@@ -61,11 +69,14 @@ class Worker:
         self._limits = limits
         self._clock = clock
         self._recorder: Batcher[FinishedAttempt, bool] = Batcher(self._record, _CLAIM_AT_MOST)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._held: Counter[str] = Counter()
         self._lanes: dict[str, asyncio.Semaphore] = {}
         self._in_flight = asyncio.Semaphore(limits.concurrency)
-        self._not_begun: dict[str, ClaimedDelivery] = {}
+        # All that was claimed until it is recorded; of it, what was not begun and what is being sent.
+        self._tasks: dict[_Lease, asyncio.Task[None]] = {}
+        self._not_begun: dict[_Lease, ClaimedDelivery] = {}
+        self._sending: set[_Lease] = set()
+        # How much of that each endpoint has, until it is sent.
+        self._held: Counter[str] = Counter()
         self._room = asyncio.Event()
         self._stopping = asyncio.Event()
 
@@ -80,8 +91,9 @@ class Worker:
                     _log.exception("claim_failed")
                     await self._pause(_PAUSE_AFTER_ERROR)
         finally:
-            recovering.cancel()
+            self.stop()
             await self._drain()
+            await recovering
 
     def stop(self) -> None:
         """Claim nothing more, and let `run` return when all is settled."""
@@ -90,7 +102,7 @@ class Worker:
         self._queue.wake()
 
     async def _turn(self) -> None:
-        room = min(_CLAIM_AT_MOST, self._count_room())
+        room = min(_CLAIM_AT_MOST, 2 * self._limits.concurrency - len(self._tasks))
         if room <= 0:
             self._room.clear()
             await self._room.wait()
@@ -107,20 +119,22 @@ class Worker:
         if not claimed:
             await self._queue.wait(at_most=POLL)
 
-    def _count_room(self) -> int:
-        return 2 * self._limits.concurrency - self._held.total()
-
     def _list_saturated(self) -> list[str]:
         return [endpoint for endpoint, held in self._held.items() if held > self._limits.endpoint_concurrency]
 
     def _start(self, delivery: ClaimedDelivery) -> None:
         endpoint_id = delivery.endpoint.id
         self._held[endpoint_id] += 1
-        self._lanes.setdefault(endpoint_id, asyncio.Semaphore(self._limits.endpoint_concurrency))
-        self._not_begun[delivery.id] = delivery
-        task = asyncio.create_task(self._process(delivery))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if endpoint_id not in self._lanes:
+            self._lanes[endpoint_id] = asyncio.Semaphore(self._limits.endpoint_concurrency)
+        lease = _identify_lease(delivery)
+        self._not_begun[lease] = delivery
+        self._tasks[lease] = asyncio.create_task(self._process(delivery))
+        self._tasks[lease].add_done_callback(lambda _: self._forget(lease))
+
+    def _forget(self, lease: _Lease) -> None:
+        del self._tasks[lease]
+        self._room.set()
 
     async def _process(self, delivery: ClaimedDelivery) -> None:
         endpoint_id = delivery.endpoint.id
@@ -130,31 +144,41 @@ class Worker:
         finally:
             self._release(endpoint_id)
         if finished is not None:
-            await self._settle(finished)
+            await self._settle(finished, delivery)
         elif not self._stopping.is_set():
-            del self._not_begun[delivery.id]
-            await self._queue.give_back([delivery])
+            await self._give_back([delivery])
 
     def _may_begin(self, delivery: ClaimedDelivery) -> bool:
         # One that waited so long behind others that its result might come too late to count is begun anew.
-        in_time = self._clock() + self._limits.request_time < delivery.lease_until
+        in_time = self._clock() + self._limits.attempt < delivery.lease_until
         return in_time and not self._stopping.is_set()
 
     async def _attempt(self, delivery: ClaimedDelivery) -> FinishedAttempt:
-        del self._not_begun[delivery.id]
+        lease = _identify_lease(delivery)
+        del self._not_begun[lease]
+        self._sending.add(lease)
         started_at = self._clock()
         try:
             return await self._deliverer.deliver_one(delivery)
         except asyncio.CancelledError:
             return self._deliverer.interrupt(delivery, started_at)
+        finally:
+            self._sending.discard(lease)
 
-    async def _settle(self, finished: FinishedAttempt) -> None:
-        try:
-            if not await self._recorder.submit(finished):
-                _log.warning("result_came_after_its_lease", delivery_id=finished.delivery_id)
-        except Exception:
-            # The lease runs out, and the attempt is recorded as interrupted.
-            _log.exception("result_not_recorded", delivery_id=finished.delivery_id)
+    async def _settle(self, finished: FinishedAttempt, delivery: ClaimedDelivery) -> None:
+        while True:
+            try:
+                counted = await self._recorder.submit(finished)
+            except Exception:
+                _log.exception("result_not_recorded", delivery_id=delivery.id)
+                if self._stopping.is_set() or self._clock() >= delivery.lease_until:
+                    # The lease runs out, and the attempt is recorded as interrupted.
+                    return
+                await self._pause(_PAUSE_AFTER_ERROR)
+            else:
+                if not counted:
+                    _log.warning("result_came_after_its_lease", delivery_id=delivery.id)
+                return
 
     def _release(self, endpoint_id: str) -> None:
         self._held[endpoint_id] -= 1
@@ -163,31 +187,45 @@ class Worker:
             self._queue.wake()
         if not self._held[endpoint_id]:
             del self._held[endpoint_id], self._lanes[endpoint_id]
-        self._room.set()
 
     async def _record(self, finished: Sequence[FinishedAttempt]) -> Sequence[bool]:
         return await self._queue.finish(finished, self._clock())
 
+    async def _give_back(self, claimed: Sequence[ClaimedDelivery]) -> None:
+        for each in claimed:
+            del self._not_begun[_identify_lease(each)]
+        try:
+            await self._queue.give_back(claimed)
+        except Exception:
+            # Their leases run out.
+            _log.exception("deliveries_not_given_back", deliveries=len(claimed))
+
     async def _recover_lost_leases(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             try:
                 if lost := await self._queue.recover_lost(self._clock()):
                     _log.warning("leases_lost", deliveries=lost)
             except Exception:
                 _log.exception("lost_leases_not_recovered")
-            await asyncio.sleep(LOST_LEASES_EVERY.total_seconds())
+            await self._pause(LOST_LEASES_EVERY)
 
-    async def _pause(self, seconds: float) -> None:
+    async def _pause(self, duration: timedelta) -> None:
         try:
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+            await asyncio.wait_for(self._stopping.wait(), duration.total_seconds())
         except TimeoutError:
             return
 
     async def _drain(self) -> None:
+        await self._give_back(list(self._not_begun.values()))
         if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=DRAIN.total_seconds())
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-        await self._queue.give_back(list(self._not_begun.values()))
+            await asyncio.wait(self._tasks.values(), timeout=self._limits.drain.total_seconds())
+        for lease in self._sending:
+            # Only these: what waits to be recorded has its result already.
+            self._tasks[lease].cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
         await self._recorder.close()
+
+
+def _identify_lease(delivery: ClaimedDelivery) -> _Lease:
+    return delivery.id, delivery.lease_token
