@@ -339,13 +339,39 @@ async def test_a_name_that_does_not_resolve_is_unreachable_and_not_blocked() -> 
         assert outcome == Unreachable("the URL's host name does not resolve to an address")
 
 
-async def test_a_resolution_that_hangs_falls_under_the_time_limit() -> None:
+async def test_a_resolution_that_hangs_is_a_name_that_does_not_resolve() -> None:
     async def hang(host: str, port: int) -> Sequence[str]:
         await asyncio.Event().wait()
         return []
 
-    sender = GuardedSender(AddressRules(resolve=hang), timeout=0.2)
-    assert await sender.send(make_request(f"https://{NAME}/")) == Unreachable("no complete response within 0.2 s")
+    sender = GuardedSender(AddressRules(resolve=hang, resolution_timeout=0.1))
+    outcome = await sender.send(make_request(f"https://{NAME}/"))
+    assert outcome == Unreachable("the URL's host name does not resolve to an address")
+
+
+async def test_the_time_that_a_resolution_took_is_not_given_again() -> None:
+    async def dawdle(host: str, port: int) -> Sequence[str]:
+        await asyncio.sleep(0.3)
+        return ["127.0.0.1"]
+
+    rules = AddressRules(parse_networks(LOOPBACK), True, dawdle, resolution_lifetime=0)
+    async with RecordingReceiver() as receiver:
+        sender = GuardedSender(rules, timeout=0.2)
+        for _ in range(2):
+            outcome = await sender.send(make_request(receiver.url_for(NAME)))
+            assert outcome == Unreachable("no complete response within 0.2 s")
+        assert receiver.requests == []
+        await sender.close()
+
+
+async def test_an_exchange_that_is_cancelled_ends_at_its_deadline_at_the_latest() -> None:
+    async with HostileReceiver("hang_before_headers") as receiver, open_sender(time_limit=0.5) as sender:
+        task = asyncio.create_task(sender.send(make_request(receiver.url)))
+        await receiver.wait_for_requests()
+        task.cancel()
+        await receiver.wait_for_disconnections()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 async def test_a_proxy_in_the_environment_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
