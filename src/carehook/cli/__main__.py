@@ -1,0 +1,5 @@
+"""`python -m carehook.cli` is `carehook`."""
+
+from carehook.cli import main
+
+main()

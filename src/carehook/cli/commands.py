@@ -1,0 +1,154 @@
+"""The commands of `carehook`, each with its help; what they do is imported when they run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from carehook.cli import deliveries, endpoints, events, organizations, tokens
+from carehook.cli.failures import EXIT_CODES_HELP, CommandFailed
+from carehook.cli.options import Json
+from carehook.cli.output import print_json, say
+
+_RUNNING = "Run"
+_STORE = "Work on the store, beside a running service"
+_SETTINGS_HELP = "Settings are environment variables, CAREHOOK_…; `carehook settings` lists them."
+
+app = typer.Typer(
+    name="carehook",
+    help="Tells other systems, by webhook, what happened in care.",
+    epilog=f"{_SETTINGS_HELP}\n\n{EXIT_CODES_HELP}",
+    no_args_is_help=True,
+    # A traceback with local variables would show secrets and patients.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(organizations.app, name="org", rich_help_panel=_STORE)
+app.add_typer(endpoints.app, name="endpoint", rich_help_panel=_STORE)
+app.add_typer(events.app, name="event", rich_help_panel=_STORE)
+app.add_typer(deliveries.app, name="delivery", rich_help_panel=_STORE)
+app.add_typer(tokens.app, name="token", rich_help_panel=_STORE)
+
+_Host = Annotated[str | None, typer.Option(help="The address to listen on, instead of CAREHOOK_HOST.")]
+_Port = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="The port, instead of CAREHOOK_PORT; 0 takes a free one.")
+]
+_Processes = Annotated[int, typer.Option(min=1, max=256, help="How many processes; one that dies is started anew.")]
+_UntilStdinCloses = Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from carehook import __version__
+
+        print(f"carehook {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def carehook(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Tells other systems, by webhook, what happened in care."""
+
+
+@app.command(rich_help_panel=_RUNNING, epilog=_SETTINGS_HELP)
+def serve(host: _Host = None, port: _Port = None, as_json: Json = False) -> None:
+    """Serve the API and deliver, in one process.
+
+    On an empty store it makes what it needs and prints the first operator token, which is shown this once. SIGTERM or
+    Ctrl-C drains: requests in flight end, nothing new is begun. A second one ends it at once.
+    """
+    from carehook.cli.serving import Parts, serve_until_stopped
+
+    serve_until_stopped(Parts(api=True, worker=True), host, port, as_json=as_json)
+
+
+@app.command(rich_help_panel=_RUNNING, epilog=_SETTINGS_HELP)
+def api(host: _Host = None, port: _Port = None, as_json: Json = False) -> None:
+    """Serve the API without delivering, beside `carehook worker`."""
+    from carehook.cli.serving import Parts, serve_until_stopped
+
+    serve_until_stopped(Parts(api=True, worker=False), host, port, as_json=as_json)
+
+
+@app.command(rich_help_panel=_RUNNING, epilog=_SETTINGS_HELP)
+def worker(processes: _Processes = 1, until_stdin_closes: _UntilStdinCloses = False) -> None:
+    """Deliver without serving the API, in one process or several."""
+    if processes > 1:
+        from carehook.cli.supervision import supervise_workers
+
+        supervise_workers(processes)
+    else:
+        from carehook.cli.serving import Parts, serve_until_stopped
+
+        serve_until_stopped(Parts(api=False, worker=True, until_stdin_closes=until_stdin_closes))
+
+
+@app.command(rich_help_panel=_RUNNING, epilog=_SETTINGS_HELP)
+def migrate() -> None:
+    """Bring the store to this version's schema. The embedded store does so by itself."""
+    import asyncio
+
+    from carehook.bootstrap import migrate_store
+    from carehook.cli.session import log_to_stderr
+    from carehook.config import load_settings
+
+    log_to_stderr("warning")
+    asyncio.run(migrate_store(load_settings()))
+    say("The store has this version's schema.")
+
+
+@app.command(rich_help_panel=_RUNNING)
+def settings(as_json: Json = False) -> None:
+    """List the settings: their environment variables, what they are now, and what they mean."""
+    from carehook.cli.settings_list import list_settings
+    from carehook.config import load_settings
+
+    listed = list_settings(load_settings())
+    if as_json:
+        print_json({"data": [each.model_dump() for each in listed]})
+    else:
+        from carehook.cli.output import print_table
+
+        print_table(listed, ["variable", "value", "description"])
+
+
+@app.command(rich_help_panel="Try")
+def demo(
+    once: Annotated[
+        bool, typer.Option("--once", help="End when all has arrived: exit code 0 if it has and was verified, else 1.")
+    ] = False,
+) -> None:
+    """Show all of it on this machine: a service, an organization that receives, and a consultation.
+
+    Everything lies in a temporary folder and is gone afterwards; nothing leaves this machine.
+    """
+    from carehook.cli.demo.run import run_demo
+
+    run_demo(once=once)
+
+
+@app.command(rich_help_panel="Try")
+def bench(
+    scale: Annotated[float, typer.Option(min=0.01, max=100, help="How many events, times the usual number.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine: what is accepted and delivered a second, how fast, in how much memory."""
+    import asyncio
+
+    from carehook.cli.bench.run import build_report, run_benchmark
+    from carehook.cli.figures import print_figures
+
+    figures = asyncio.run(run_benchmark(scale, lambda what: say(f"Measuring {what} …")))
+    report = build_report(figures)
+    if as_json:
+        print_json(report)
+    else:
+        print_figures(report)
+    missed = [figure.name for figure in figures if figure.is_met is False]
+    if missed:
+        raise CommandFailed(f"Not what is wanted: {', '.join(missed)}")

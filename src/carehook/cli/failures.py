@@ -1,0 +1,72 @@
+"""From an exception to the one sentence that a person reads, and the exit code that a script does."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What every command's exit code means."""
+
+    OK = 0
+    FAILED = 1
+    """Refused or failed: what was asked for breaks a rule, names nothing, or did not come about."""
+    USAGE = 2
+    """The command line itself is wrong. (Given by typer.)"""
+    CANNOT_START = 3
+    """The settings, the store, the encryption key or the port do not let Carehook start."""
+
+
+EXIT_CODES_HELP = (
+    "Exit codes: 0 done; 1 refused or failed; 2 the command line is wrong; "
+    "3 cannot start with these settings, store, key or port."
+)
+
+
+class CommandFailed(Exception):
+    """A command that did not bring about what it was asked for; the message is a sentence for people."""
+
+
+def report_failure(error: Exception) -> ExitCode:
+    """Say on standard error what is wrong, and tell the exit code."""
+    code, sentence = describe_failure(error)
+    print(sentence, file=sys.stderr)
+    if _is_debugging():
+        traceback.print_exception(error)
+    return code
+
+
+def describe_failure(error: Exception) -> tuple[ExitCode, str]:
+    """The exit code for an exception and the sentence about it, without anything that was in a field."""
+    from carehook.bootstrap import StartupError
+    from carehook.cli.bench.processes import BenchmarkFailed
+    from carehook.config import InvalidSettings
+    from carehook.events import InvalidEvent
+    from carehook.keyring import KeyringError
+    from carehook.ledger.port import LedgerUnavailable
+    from carehook.refusals import Refusal
+
+    if isinstance(error, InvalidSettings | StartupError | LedgerUnavailable | KeyringError):
+        return ExitCode.CANNOT_START, f"Carehook cannot start: {build_sentence(str(error))}"
+    if isinstance(error, Refusal | InvalidEvent | CommandFailed | BenchmarkFailed):
+        return ExitCode.FAILED, build_sentence(str(error))
+    # Its words are a library's, which may repeat the data that it failed on.
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    return ExitCode.FAILED, f"Carehook failed ({kind}). With CAREHOOK_LOG_LEVEL=debug it says where."
+
+
+def build_sentence(text: str) -> str:
+    """`text` on one line, with a full stop at its end."""
+    line = " ".join(text.split())
+    return line if line.endswith((".", "!", "?")) else f"{line}."
+
+
+def _is_debugging() -> bool:
+    from carehook.config import InvalidSettings, load_settings
+
+    try:
+        return load_settings().log_level == "debug"
+    except InvalidSettings:
+        return False

@@ -1,0 +1,246 @@
+"""A service in one process: the API, the worker, or both on one event loop, until a signal drains it.
+
+Laws:
+- The port is taken first and the store opened second; what cannot start has started nothing.
+- The first signal drains: readiness turns 503, listeners close, nothing more is claimed; requests in flight, of clients
+  and to endpoints, end, and leases of what was not begun are given back. A second signal ends the process at once.
+- Should one part fail, the others are drained and the process fails: a service that is half there is not kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Coroutine, Generator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+import structlog
+import uvicorn
+import uvloop
+
+from carehook import __version__
+from carehook.application import Application
+from carehook.bootstrap import StartupError, open_carehook
+from carehook.cli.output import print_json, say
+from carehook.cli.session import log_to_stderr
+from carehook.config import Settings, load_settings
+
+GRACE_SECONDS: Final = 20
+"""How long clients' requests in flight may take to end once the service is draining."""
+
+HOUSEKEEPING_SECONDS: Final = 3600.0
+"""How often what is out of date is forgotten."""
+
+_BACKLOG: Final = 2048
+
+_log = structlog.get_logger("carehook.service")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a process does. `until_stdin_closes` drains it as well when whoever started it has gone."""
+
+    api: bool
+    worker: bool
+    until_stdin_closes: bool = False
+
+
+def serve_until_stopped(
+    parts: Parts, host: str | None = None, port: int | None = None, *, as_json: bool = False
+) -> None:
+    """Run the parts until a signal, then drain. Raises what kept it from starting, or what a part failed of."""
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    settings = load_settings(**given)
+    log_to_stderr(settings.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, parts, as_json=as_json))
+
+
+async def _serve(settings: Settings, parts: Parts, *, as_json: bool) -> None:
+    listener = take_port(settings.host, settings.port) if parts.api else None
+    with contextlib.closing(listener) if listener else contextlib.nullcontext():
+        async with open_carehook(settings, create=parts.api and parts.worker) as carehook:
+            with Draining(until_stdin_closes=parts.until_stdin_closes) as draining:
+                await _run(carehook, parts, draining, listener, as_json=as_json)
+
+
+async def _run(
+    carehook: Application, parts: Parts, draining: Draining, listener: socket.socket | None, *, as_json: bool
+) -> None:
+    async with _together(draining) as start:
+        if listener is not None:
+            server = _build_server(carehook, draining)
+            start(server.serve(sockets=[listener]))
+            start(_end_with(draining, server))
+            start(_keep_house(carehook, draining))
+        if parts.worker:
+            start(carehook.worker.run())
+            start(_stop_with(draining, carehook))
+        await _announce(carehook, parts, listener, as_json=as_json)
+
+
+@asynccontextmanager
+async def _together(draining: Draining) -> AsyncIterator[Any]:
+    """Run what is started in the block until all of it has ended; the first failure drains the rest, and is raised."""
+    tasks: list[asyncio.Task[None]] = []
+
+    def start(work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(lambda _: draining.begin())
+        tasks.append(task)
+
+    try:
+        yield start
+    except BaseException:
+        draining.begin()
+        raise
+    finally:
+        if tasks:
+            await asyncio.wait(tasks)
+    for task in tasks:
+        task.result()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without signal handlers of its own: the process has one place that decides when it ends."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave the signals alone."""
+        yield
+
+
+def _build_server(carehook: Application, draining: Draining) -> _Server:
+    from carehook.api import build_api
+
+    return _Server(
+        uvicorn.Config(
+            build_api(carehook, is_draining=draining.has_begun),
+            access_log=False,
+            log_config=None,
+            lifespan="off",
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+    )
+
+
+async def _end_with(draining: Draining, server: _Server) -> None:
+    await draining.wait()
+    server.should_exit = True
+
+
+async def _stop_with(draining: Draining, carehook: Application) -> None:
+    await draining.wait()
+    carehook.worker.stop()
+
+
+async def _keep_house(carehook: Application, draining: Draining) -> None:
+    while not draining.has_begun():
+        try:
+            await carehook.intake.forget_old_keys()
+        except Exception:
+            _log.exception("old_keys_not_forgotten")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(draining.wait(), HOUSEKEEPING_SECONDS)
+
+
+async def _announce(carehook: Application, parts: Parts, listener: socket.socket | None, *, as_json: bool) -> None:
+    """Say what runs and where, and show the first operator token if there was none."""
+    if listener is None:
+        _log.info("worker_started", version=__version__, pid=os.getpid())
+        return
+    url = describe_url(listener)
+    _log.info("service_started", version=__version__, url=url, pid=os.getpid(), delivers=parts.worker)
+    first = await carehook.tokens.create_first_operator() if parts.worker else None
+    token = first.secret.get_secret_value() if first else None
+    if as_json:
+        print_json({"url": url, "first_operator_token": token})
+    else:
+        print(f"Carehook {__version__} listens on {url}")
+        if token:
+            say("The first operator token, which is shown this once; keep it where secrets are kept:")
+            print(token)
+    sys.stdout.flush()
+
+
+def take_port(host: str, port: int) -> socket.socket:
+    """A socket that listens there; connections wait until they are served. Raises `StartupError` where it cannot."""
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StartupError(
+            f"it cannot listen on {shown}: {reason}. Choose another with CAREHOOK_HOST and CAREHOOK_PORT."
+        ) from None
+
+
+def describe_url(listener: socket.socket) -> str:
+    """Where a socket that listens is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Draining:
+    """Whether the process is on its way out. Within its block signals begin that."""
+
+    def __init__(self, *, until_stdin_closes: bool = False) -> None:
+        self._begun = asyncio.Event()
+        self._until_stdin_closes = until_stdin_closes
+        self._watch: asyncio.Task[None] | None = None
+
+    def has_begun(self) -> bool:
+        """Whether it has begun."""
+        return self._begun.is_set()
+
+    def begin(self) -> None:
+        """Begin it, if it has not."""
+        if not self._begun.is_set():
+            _log.info("draining")
+            self._begun.set()
+
+    async def wait(self) -> None:
+        """Return when it has begun."""
+        await self._begun.wait()
+
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._hear, number)
+        if self._until_stdin_closes:
+            self._watch = asyncio.create_task(self._watch_stdin())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+    def _hear(self, number: signal.Signals) -> None:
+        if not self.has_begun():
+            self.begin()
+            return
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    async def _watch_stdin(self) -> None:
+        reader = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        await reader.read()
+        self.begin()
