@@ -1,0 +1,48 @@
+"""What handlers ask for by type: the assembled Carehook, the caller's token, ids in paths."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from fastapi import Depends, Path
+from starlette.requests import Request
+
+from carehook.api.routes import TOKEN_KEY, find_application
+from carehook.application import Application
+from carehook.intake.care import CareId
+from carehook.ledger.records import Role, Token
+
+
+async def get_application(request: Request) -> Application:
+    """The Carehook that this request is for."""
+    return find_application(request.scope)
+
+
+async def get_token(request: Request) -> Token:
+    """The caller's token; only on routes that need one."""
+    token: Token = request.scope[TOKEN_KEY]
+    return token
+
+
+Carehook: TypeAlias = Annotated[Application, Depends(get_application)]
+Caller: TypeAlias = Annotated[Token, Depends(get_token)]
+
+
+def may_see(token: Token, organization_id: str) -> bool:
+    """Whether something of an organization exists for this caller."""
+    return token.role is Role.OPERATOR or token.organization_id == organization_id
+
+
+def _describe_id(prefix: str) -> dict[str, str]:
+    # For the documentation alone: what does not match is simply not found (see `routes`).
+    return {"pattern": f"^{prefix}_[0-9a-f]{{12}}7[0-9a-f]{{3}}[89ab][0-9a-f]{{15}}$"}
+
+
+OrganizationId: TypeAlias = Annotated[str, Path(json_schema_extra=_describe_id("org"))]
+EndpointId: TypeAlias = Annotated[str, Path(json_schema_extra=_describe_id("ep"))]
+EventId: TypeAlias = Annotated[str, Path(json_schema_extra=_describe_id("evt"))]
+DeliveryId: TypeAlias = Annotated[str, Path(json_schema_extra=_describe_id("dlv"))]
+
+PatientCode: TypeAlias = Annotated[CareId, Path(description="The code that platform and organization share.")]
+ProfessionalId: TypeAlias = Annotated[CareId, Path(description="The platform's id of the professional.")]
+ConsultationId: TypeAlias = Annotated[CareId, Path(description="The id that the consultation began with.")]

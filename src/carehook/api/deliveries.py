@@ -1,0 +1,73 @@
+"""Deliveries: one event for one endpoint, with every attempt."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Query
+from pydantic import Field
+
+from carehook.api.context import Caller, Carehook, DeliveryId, OrganizationId, may_see
+from carehook.api.paging import PageQuery, build_list
+from carehook.api.routes import MemberRoute, OperatorRoute, TokenRoute, build_router
+from carehook.events import CATALOGUE
+from carehook.ids import DELIVERY, ENDPOINT, EVENT, is_id
+from carehook.insights import DeliveryDetailView, DeliveryView, ListView
+from carehook.ledger.records import DeliveryFilter
+from carehook.ledger.states import DeliveryState
+from carehook.refusals import build_invalid, build_not_found
+
+members = build_router(MemberRoute, "Deliveries")
+callers = build_router(TokenRoute, "Deliveries")
+operators = build_router(OperatorRoute, "Deliveries")
+
+
+class DeliveryQuery(PageQuery):
+    """Which deliveries; those that match all that is given."""
+
+    state: DeliveryState | None = None
+    endpoint_id: Annotated[str | None, Field(description="An endpoint's id, of one that is deleted too.")] = None
+    event_type: Annotated[str | None, Field(json_schema_extra={"enum": list(CATALOGUE)})] = None
+    event_id: str | None = None
+
+    def read_filter(self) -> DeliveryFilter:
+        """What to ask the store for. Raises `Invalid` where a value can match nothing."""
+        if self.endpoint_id is not None and not is_id(ENDPOINT, self.endpoint_id):
+            raise build_invalid("endpoint_id", "must be the id of an endpoint")
+        if self.event_id is not None and not is_id(EVENT, self.event_id):
+            raise build_invalid("event_id", "must be the id of an event")
+        if self.event_type is not None and self.event_type not in CATALOGUE:
+            raise build_invalid("event_type", f"must be one of {', '.join(CATALOGUE)}")
+        return DeliveryFilter(self.state, self.endpoint_id, self.event_type, self.event_id)
+
+
+@members.get("/v1/organizations/{organization_id}/deliveries")
+async def list_deliveries(
+    organization_id: OrganizationId, query: Annotated[DeliveryQuery, Query()], carehook: Carehook
+) -> ListView[DeliveryView]:
+    """List an organization's deliveries, newest first."""
+    only, page = query.read_filter(), query.read(DELIVERY)
+    return build_list(await carehook.insights.deliveries(organization_id, only, page))
+
+
+@callers.get("/v1/deliveries/{delivery_id}")
+async def get_delivery(delivery_id: DeliveryId, caller: Caller, carehook: Carehook) -> DeliveryDetailView:
+    """Show one delivery with its attempts, first to last."""
+    delivery = await carehook.insights.delivery(delivery_id)
+    if not may_see(caller, delivery.organization_id):
+        raise build_not_found("delivery", delivery_id)
+    return delivery
+
+
+@operators.post("/v1/deliveries/{delivery_id}/retry", status_code=202, responses={409: {}})
+async def retry_delivery(delivery_id: DeliveryId, carehook: Carehook) -> DeliveryDetailView:
+    """Attempt a delivery that has not succeeded now, with its schedule begun anew."""
+    await carehook.interventions.retry(delivery_id)
+    return await carehook.insights.delivery(delivery_id)
+
+
+@operators.post("/v1/deliveries/{delivery_id}/cancel", responses={409: {}})
+async def cancel_delivery(delivery_id: DeliveryId, carehook: Carehook) -> DeliveryDetailView:
+    """Send a delivery no more. A request in flight may still arrive."""
+    await carehook.interventions.cancel(delivery_id)
+    return await carehook.insights.delivery(delivery_id)

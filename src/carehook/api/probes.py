@@ -1,0 +1,74 @@
+"""What whoever runs Carehook asks, without a token: does it live, is it ready, how is it doing, what can it do."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import orjson
+import structlog
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from carehook.api.context import Carehook
+from carehook.api.problems import build_problem
+from carehook.api.refusing import RETRY_AFTER_SECONDS, STORE_ERRORS
+from carehook.api.routes import PublicRoute, build_router
+from carehook.events import FieldError
+from carehook.ledger.port import LedgerUnavailable
+
+router = build_router(PublicRoute, "Operation")
+
+_log = structlog.get_logger("carehook.api")
+
+
+class Alive(BaseModel):
+    """The process runs."""
+
+    status: Literal["alive"]
+
+
+class Ready(BaseModel):
+    """Requests can be served."""
+
+    status: Literal["ready"]
+
+
+@router.get("/healthz")
+async def get_health() -> Alive:
+    """Answer as long as the process runs. It asks nothing else."""
+    return Alive(status="alive")
+
+
+@router.get("/readyz", response_model=Ready)
+async def get_readiness(request: Request, carehook: Carehook) -> Ready | Response:
+    """Tell whether requests can be served now, or what is not ready."""
+    if request.app.state.is_draining():
+        return _build_not_ready("process", "is shutting down")
+    try:
+        await carehook.ledger.check()
+    except STORE_ERRORS as error:
+        _log.error("not_ready", part="store", error=type(error).__name__)
+        return _build_not_ready("store", str(error) if isinstance(error, LedgerUnavailable) else "does not answer")
+    return Ready(status="ready")
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def get_metrics(carehook: Carehook) -> Response:
+    """Show what Prometheus scrapes."""
+    backlog = await carehook.insights.backlog()
+    return Response(carehook.metrics.render(backlog, carehook.clock()), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+@router.get("/openapi.json", response_class=Response, responses={200: {"content": {"application/json": {}}}})
+async def get_openapi(request: Request) -> Response:
+    """Show this document."""
+    return Response(orjson.dumps(request.app.openapi()), media_type="application/json")
+
+
+def _build_not_ready(part: str, rule: str) -> Response:
+    error = FieldError(part, rule)
+    return build_problem(
+        503, f"Not ready: the {error}.".replace("..", "."), [error], headers={"Retry-After": str(RETRY_AFTER_SECONDS)}
+    )
