@@ -84,7 +84,7 @@ class EventView(_View):
     id: str
     organization_id: str
     type: str
-    occurred_on: float
+    occurred_on: int | float = Field(description="Unix time in seconds, as it was published.")
     is_test: bool
     accepted_at: datetime
 
@@ -285,7 +285,7 @@ def view_event(event: StoredEvent) -> EventView:
         id=event.id,
         organization_id=event.organization_id,
         type=event.type,
-        occurred_on=event.occurred_on,
+        occurred_on=int(event.occurred_on) if event.occurred_on.is_integer() else event.occurred_on,
         is_test=event.is_test,
         accepted_at=event.created_at,
     )
