@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from carehook.dispatch.addresses import AddressRules, parse_networks
 from carehook.dispatch.sender import GuardedSender
 from carehook.exchange import Blocked, Interrupted, Outcome, Request, Responded, Unreachable
 from tests.receivers import Answer, Certificates, HostileReceiver, RecordingReceiver
+from tests.receivers.hostile import GZIP_BOMB
 
 LOOPBACK = "127.0.0.0/8"
 NAME = "receiver.invalid"  # no resolver but the test's own can know it
@@ -121,7 +121,7 @@ async def test_a_connection_is_used_again_even_after_a_body_that_was_cut() -> No
 async def test_a_compressed_answer_is_not_expanded() -> None:
     async with HostileReceiver("gzip_bomb") as receiver, open_sender() as sender:
         outcome = await sender.send(make_request(receiver.url))
-        assert outcome == Responded(200, {}, gzip.compress(bytes(2**20))[:4096])
+        assert outcome == Responded(200, {}, GZIP_BOMB)
         assert "accept-encoding" not in receiver.requests[0].headers
 
 
@@ -299,6 +299,14 @@ async def test_the_next_address_is_tried_where_nobody_listens_on_the_first() -> 
         outcomes = [await sender.send(make_request(receiver.url_for(NAME))) for _ in range(2)]
         assert outcomes == [Responded(200)] * 2
         assert receiver.connections == 1
+
+
+async def test_a_name_with_very_many_addresses_is_not_tried_on_all() -> None:
+    unused = [f"127.0.0.{number}" for number in range(2, 5)]
+    async with RecordingReceiver() as receiver, open_sender([*unused, "127.0.0.1"]) as sender:
+        outcome = await sender.send(make_request(receiver.url_for(NAME)))
+        assert outcome == Unreachable("the connection was refused")
+        assert receiver.connections == 0
 
 
 async def test_an_address_in_use_is_kept_to_when_the_name_resolves_in_another_order() -> None:

@@ -14,6 +14,9 @@ _ENDLESS = 64 * 2**20
 
 _OK = b"HTTP/1.1 200 OK\r\n"
 
+GZIP_BOMB = gzip.compress(bytes(2**20), mtime=0)
+"""A MiB of zeros in a KiB."""
+
 Conversation = Callable[[Receiver, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -115,8 +118,7 @@ async def _many_headers(receiver: Receiver, reader: asyncio.StreamReader, writer
 
 async def _gzip_bomb(receiver: Receiver, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await receiver.receive(reader)
-    bomb = gzip.compress(bytes(2**20))
-    writer.write(_OK + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(bomb) + bomb)
+    writer.write(_OK + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(GZIP_BOMB) + GZIP_BOMB)
     await reader.read()
 
 
