@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from carehook.ledger.records import Page, PageRequest, Role, Token
-from carehook.ledger.statements import fetch_page
+from carehook.ledger.statements import fetch_page, insert
 from carehook.ledger.tables import installation, tokens
 
 _token_columns = [tokens.c[field.name] for field in dataclasses.fields(Token)]
@@ -65,8 +65,9 @@ class InstallationSql:
 
     async def put_first(self, name: str, value: bytes) -> bytes:
         """Store a fact unless there is one; the one that is stored now."""
-        present = await self.get(name)
-        if present is not None:
-            return present
-        await self._connection.execute(installation.insert(), {"name": name, "value": value})
-        return value
+        await self._connection.execute(
+            insert(self._connection, installation).on_conflict_do_nothing(), {"name": name, "value": value}
+        )
+        # Another transaction's may have come first while this one waited for it.
+        stored = await self.get(name)
+        return value if stored is None else stored

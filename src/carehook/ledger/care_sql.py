@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from carehook.ledger.port import DuplicateKey
@@ -19,6 +18,7 @@ from carehook.ledger.records import (
     ProfessionalRow,
     ReportRow,
 )
+from carehook.ledger.statements import insert
 from carehook.ledger.tables import consultations, patients, prescriptions, professionals, reports
 
 
@@ -58,10 +58,7 @@ class CareSql:
 
     async def add_consultation(self, consultation: ConsultationRow) -> None:
         """Store a new consultation."""
-        try:
-            await self._connection.execute(consultations.insert(), _values(consultation))
-        except sa.exc.IntegrityError:
-            raise DuplicateKey("a consultation of that id was just stored") from None
+        await self._add(consultations, _values(consultation))
 
     async def consultation(
         self, organization_id: str, consultation_id: str, *, lock: bool = False
@@ -71,7 +68,7 @@ class CareSql:
             consultations.c.organization_id == organization_id, consultations.c.id == consultation_id
         )
         if lock:
-            query = query.with_for_update()
+            query = query.with_for_update(key_share=True)
         row = (await self._connection.execute(query)).one_or_none()
         return None if row is None else ConsultationRow(**row._mapping)
 
@@ -88,7 +85,7 @@ class CareSql:
 
     async def add_report(self, report: ReportRow) -> None:
         """Store a new report."""
-        await self._connection.execute(reports.insert(), _values(report))
+        await self._add(reports, _values(report))
 
     async def reports(self, organization_id: str, consultation_id: str) -> Sequence[ReportRow]:
         """The reports of a consultation in their order."""
@@ -96,7 +93,7 @@ class CareSql:
 
     async def add_prescription(self, prescription: PrescriptionRow) -> None:
         """Store a new prescription."""
-        await self._connection.execute(prescriptions.insert(), _values(prescription))
+        await self._add(prescriptions, _values(prescription))
 
     async def prescriptions(self, organization_id: str, consultation_id: str) -> Sequence[PrescriptionRow]:
         """The prescriptions of a consultation in their order."""
@@ -113,9 +110,14 @@ class CareSql:
         )
         return (await self._connection.execute(query)).all()
 
+    async def _add(self, table: sa.Table, values: dict[str, Any]) -> None:
+        try:
+            await self._connection.execute(table.insert(), values)
+        except sa.exc.IntegrityError:
+            raise DuplicateKey(f"one of that id was just stored in {table.name}") from None
+
     async def _put(self, table: sa.Table, values: dict[str, Any]) -> None:
-        dialect = sqlite if self._connection.dialect.name == "sqlite" else postgresql
-        statement = dialect.insert(table).values(values)
+        statement = insert(self._connection, table).values(values)
         keys = [column.name for column in table.primary_key]
         replaced = {name: statement.excluded[name] for name in values if name not in keys}
         await self._connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=replaced))

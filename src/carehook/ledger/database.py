@@ -5,16 +5,19 @@ SQLite runs in WAL mode with `synchronous=FULL`: a commit that returned survives
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from carehook.ledger import sqlite_driver
+from carehook.ledger.port import LedgerUnavailable
 
 BUSY_TIMEOUT_SECONDS = 30
 """How long a statement waits for another process's write on SQLite before it fails."""
@@ -63,22 +66,49 @@ class Database:
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
         if self.is_sqlite:
-            self._reader = _create_sqlite_engine(url, begin="BEGIN", pool_size=pool_size)
+            self._reader = _create_sqlite_engine(url, begin="BEGIN", pool_size=pool_size, last="PRAGMA query_only = ON")
             self._writer = _create_sqlite_engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
         else:
-            self._reader = self._writer = create_async_engine(url, pool_size=pool_size, pool_pre_ping=True)
+            self._writer = create_async_engine(url, pool_size=pool_size, pool_pre_ping=True)
+            self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that may write: committed when the block ends, rolled back when it raises."""
-        async with self._writer.begin() as connection:
+        """A transaction that may write: committed when the block ends, rolled back when it raises.
+
+        Raises LedgerUnavailable where the store does not answer; what the block raises passes.
+        """
+        async with self._connect(self._writer) as connection, connection.begin():
             yield connection
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that reads."""
-        async with self._reader.connect() as connection:
+        """A transaction that reads, and sees one state of the store throughout. Raises as `write` does."""
+        async with self._connect(self._reader) as connection:
             yield connection
+
+    @asynccontextmanager
+    async def _connect(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        try:
+            connection = await engine.connect()
+        except (sa.exc.SQLAlchemyError, asyncpg.PostgresError, OSError) as error:
+            raise self._explain(error) from error
+        try:
+            yield connection
+        except sa.exc.DBAPIError as error:
+            if isinstance(error, sa.exc.OperationalError) or error.connection_invalidated:
+                raise self._explain(error) from error
+            raise
+        finally:
+            # Shielded: a connection whose transaction was cancelled goes back to the pool all the same.
+            await asyncio.shield(connection.close())
+
+    def _explain(self, error: Exception) -> LedgerUnavailable:
+        """One sentence about a store that does not answer, without its password."""
+        cause = " ".join(str(getattr(error, "orig", None) or error).split())
+        return LedgerUnavailable(
+            f"the database {self.url.render_as_string(hide_password=True)} does not answer: {cause}"
+        )
 
     async def close(self) -> None:
         """Close every connection."""
@@ -87,7 +117,7 @@ class Database:
             await self._writer.dispose()
 
 
-def _create_sqlite_engine(url: URL, *, begin: str, pool_size: int) -> AsyncEngine:
+def _create_sqlite_engine(url: URL, *, begin: str, pool_size: int, last: str = "") -> AsyncEngine:
     engine = create_async_engine(
         url,
         pool_size=pool_size,
@@ -101,7 +131,7 @@ def _create_sqlite_engine(url: URL, *, begin: str, pool_size: int) -> AsyncEngin
         # Without this the driver begins transactions by itself, too late and deferred.
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in _PRAGMAS:
+        for pragma in (*_PRAGMAS, last):
             cursor.execute(pragma)
         cursor.close()
 

@@ -94,7 +94,10 @@ class Deliveries(Protocol):
         ...
 
     async def retry(self, delivery_id: str, now: datetime) -> bool:
-        """Make it due now with its schedule begun anew; False where its state or a request in flight forbids it."""
+        """Make it due now with its schedule begun anew, or held where its endpoint does not receive now.
+
+        False where its state, a request in flight or the deletion of its endpoint forbids it.
+        """
         ...
 
     async def resend(self, delivery_ids: Collection[str], now: datetime) -> int:
@@ -167,12 +170,18 @@ class Care(Protocol):
         """Store its `end_date` and `finished_event_id`."""
         ...
 
-    async def add_report(self, report: ReportRow) -> None: ...
+    async def add_report(self, report: ReportRow) -> None:
+        """Raises `DuplicateKey` where the consultation has one of that id."""
+        ...
+
     async def reports(self, organization_id: str, consultation_id: str) -> Sequence[ReportRow]:
         """The reports of a consultation in their order."""
         ...
 
-    async def add_prescription(self, prescription: PrescriptionRow) -> None: ...
+    async def add_prescription(self, prescription: PrescriptionRow) -> None:
+        """Raises `DuplicateKey` where the consultation has one of that id."""
+        ...
+
     async def prescriptions(self, organization_id: str, consultation_id: str) -> Sequence[PrescriptionRow]:
         """The prescriptions of a consultation in their order."""
         ...
@@ -224,14 +233,17 @@ class Transaction(Protocol):
 
 
 class Ledger(Protocol):
-    """The store: what was accepted, for whom, and what became of it."""
+    """The store: what was accepted, for whom, and what became of it.
+
+    Here and in the queue, all raise `LedgerUnavailable` where the store does not answer.
+    """
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Read and write; committed when the block ends, rolled back when it raises."""
         ...
 
     def snapshot(self) -> AbstractAsyncContextManager[Transaction]:
-        """Read alone, without holding up writers."""
+        """Read alone, one state of the store throughout, without holding up writers."""
         ...
 
     async def check(self) -> None:

@@ -23,20 +23,11 @@ _MIGRATION_LOCK = 0x63617265686F6F6B
 async def read_version(database: Database) -> str | None:
     """The schema's version; None for a store without a schema. Raises LedgerUnavailable where it does not answer."""
     query = sa.text("SELECT version_num FROM alembic_version")
-    try:
-        async with database.read() as connection:
-            if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table("alembic_version")):
-                return None
-            version: str | None = (await connection.execute(query)).scalar_one_or_none()
-            return version
-    except (sa.exc.SQLAlchemyError, OSError, TimeoutError) as error:
-        raise LedgerUnavailable(describe_unavailable(database, error)) from error
-
-
-def describe_unavailable(database: Database, error: Exception) -> str:
-    """One sentence about a store that does not answer, without its password."""
-    cause = getattr(error, "orig", None) or error
-    return f"the database {database.url.render_as_string(hide_password=True)} does not answer: {cause}"
+    async with database.read() as connection:
+        if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table("alembic_version")):
+            return None
+        version: str | None = (await connection.execute(query)).scalar_one_or_none()
+        return version
 
 
 async def check_schema(database: Database) -> None:

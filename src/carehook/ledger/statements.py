@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.ext.compiler import compiles
@@ -62,6 +62,11 @@ def among(column: sa.Column[str], ids: Collection[str] | sa.BindParameter[Collec
     """Whether a column is one of the ids. Unlike `IN` it is the same statement for any number of them."""
     given = ids if isinstance(ids, sa.BindParameter) else sa.bindparam(None, ids, type_=Ids(), unique=True)
     return _Among(column, given)
+
+
+def insert(connection: AsyncConnection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    """An insert that may say what to do on a conflict, which the dialects spell alike but SQLAlchemy keeps apart."""
+    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
 async def fetch_page(

@@ -1,0 +1,1 @@
+"""What every store and queue must do, run against each of them."""

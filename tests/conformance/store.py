@@ -1,0 +1,228 @@
+"""A store with what tests do to it, in few words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from carehook.ids import ATTEMPT, DELIVERY, EVENT, new_id
+from carehook.ledger.database import Database, parse_database_url
+from carehook.ledger.ledger_sql import LedgerSql
+from carehook.ledger.port import Ledger, Queue
+from carehook.ledger.queue_sql import QueueSql
+from carehook.ledger.records import (
+    Attempt,
+    AttemptOutcome,
+    ClaimedDelivery,
+    Delivery,
+    Endpoint,
+    FinishedAttempt,
+    NewDelivery,
+    Organization,
+    StoredEvent,
+)
+from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+LEASE = timedelta(seconds=45)
+ORGANIZATION = "org_1"
+
+
+@dataclass
+class Store:
+    """A ledger and a queue, with the database under them for what only a test looks at."""
+
+    ledger: Ledger
+    queue: Queue
+    database: Database
+    _opened: contextlib.AsyncExitStack = field(repr=False)
+
+    @classmethod
+    async def open(cls, url: str, opened: contextlib.AsyncExitStack) -> Store:
+        """A store that is closed with `opened`."""
+        database = Database(parse_database_url(url))
+        opened.push_async_callback(database.close)
+        queue = QueueSql(database)
+        return cls(LedgerSql(database, queue.wake), queue, database, opened)
+
+    async def second(self) -> Store:
+        """The same store as another process sees it."""
+        return await self.open(self.database.url.render_as_string(hide_password=False), self._opened)
+
+    async def add_organization(self, organization_id: str = ORGANIZATION) -> None:
+        async with self.ledger.transaction() as tx:
+            await tx.organizations.add(Organization(organization_id, "Insurer", NOW))
+
+    async def add_endpoints(self, *ids: str, status: EndpointStatus = EndpointStatus.ACTIVE) -> None:
+        """Endpoints of the organization, which is made with them where there is none."""
+        async with self.ledger.transaction() as tx:
+            if not await tx.organizations.existing([ORGANIZATION]):
+                await tx.organizations.add(Organization(ORGANIZATION, "Insurer", NOW))
+            for each in ids:
+                await tx.endpoints.add(build_endpoint(each, status=status))
+
+    async def publish(
+        self, *endpoint_ids: str, due_at: datetime = NOW, state: DeliveryState = DeliveryState.PENDING
+    ) -> list[str]:
+        """One event a delivery, in the order of the endpoints; the deliveries' ids."""
+        new = [build_event(due_at) for _ in endpoint_ids]
+        async with self.ledger.transaction() as tx:
+            await tx.events.add(new)
+            made = [
+                build_delivery(event, endpoint_id, state) for event, endpoint_id in zip(new, endpoint_ids, strict=True)
+            ]
+            await tx.deliveries.add(made)
+        return [delivery.id for delivery in made]
+
+    async def claim(
+        self,
+        limit: int = 100,
+        *,
+        per_endpoint: int = 100,
+        passing_over: Sequence[str] = (),
+        now: datetime = NOW,
+        lease: timedelta = LEASE,
+    ) -> Sequence[ClaimedDelivery]:
+        return await self.queue.claim(
+            limit, per_endpoint=per_endpoint, passing_over=passing_over, now=now, lease=lease
+        )
+
+    async def claim_one(self, now: datetime = NOW) -> ClaimedDelivery:
+        [claimed] = await self.claim(now=now)
+        return claimed
+
+    async def finish(
+        self, claimed: ClaimedDelivery, transition: Transition = Transition.SUCCEED, **fields: Any
+    ) -> bool:
+        """Finish one claimed delivery a second after NOW; whether the result counted."""
+        [counted] = await self.queue.finish([build_finished(claimed, transition, **fields)], NOW + SECOND)
+        return counted
+
+    async def fail_once(self, transition: Transition = Transition.RESCHEDULE) -> None:
+        """Claim and fail the one delivery that is due."""
+        assert await self.finish(
+            await self.claim_one(), transition, due_at=NOW + 5 * SECOND if transition == Transition.RESCHEDULE else None
+        )
+
+    async def delivery(self, delivery_id: str) -> Delivery:
+        async with self.ledger.snapshot() as tx:
+            found = await tx.deliveries.get(delivery_id)
+        assert found is not None
+        return found
+
+    async def states(self, *delivery_ids: str) -> list[DeliveryState]:
+        return [(await self.delivery(each)).state for each in delivery_ids]
+
+    async def attempts(self, delivery_id: str) -> Sequence[Attempt]:
+        async with self.ledger.snapshot() as tx:
+            return await tx.deliveries.attempts(delivery_id)
+
+    async def endpoint(self, endpoint_id: str) -> Endpoint:
+        async with self.ledger.snapshot() as tx:
+            found = await tx.endpoints.get(endpoint_id)
+        assert found is not None
+        return found
+
+    async def set_status(self, endpoint_id: str, status: EndpointStatus) -> None:
+        """Pause, resume or delete as the directory does: the endpoint first, then its deliveries."""
+        async with self.ledger.transaction() as tx:
+            endpoint = await tx.endpoints.get(endpoint_id, lock=True)
+            assert endpoint is not None
+            await tx.endpoints.update(replace(endpoint, status=status))
+            if status == EndpointStatus.ACTIVE:
+                await tx.deliveries.release(endpoint_id)
+            elif status == EndpointStatus.DELETED:
+                await tx.deliveries.cancel_all(endpoint_id, NOW)
+            else:
+                await tx.deliveries.hold(endpoint_id)
+
+    async def until_blocked(self) -> None:
+        """Return when another transaction waits for a lock (PostgreSQL)."""
+        query = sa.text(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        async with asyncio.timeout(30):
+            while True:
+                async with self.database.read() as connection:
+                    if (await connection.execute(query)).scalar_one():
+                        return
+
+
+def build_endpoint(endpoint_id: str, **fields: Any) -> Endpoint:
+    endpoint = Endpoint(
+        id=endpoint_id,
+        organization_id=ORGANIZATION,
+        url="https://insurer.example/hook",
+        description="",
+        event_types=("patient_report_sent",),
+        status=EndpointStatus.ACTIVE,
+        status_reason=None,
+        sealed_secrets=b"\x00sealed",
+        created_at=NOW,
+        updated_at=NOW,
+    )
+    return replace(endpoint, **fields)
+
+
+def build_event(created_at: datetime = NOW, **fields: Any) -> StoredEvent:
+    event = StoredEvent(
+        id=new_id(EVENT),
+        organization_id=ORGANIZATION,
+        type="patient_report_sent",
+        occurred_on=1704067200.5,
+        body=b'{"type": "patient_report_sent"}',
+        is_test=False,
+        created_at=created_at,
+    )
+    return replace(event, **fields)
+
+
+def build_delivery(event: StoredEvent, endpoint_id: str, state: DeliveryState = DeliveryState.PENDING) -> NewDelivery:
+    return NewDelivery(
+        id=new_id(DELIVERY),
+        event_id=event.id,
+        endpoint_id=endpoint_id,
+        organization_id=event.organization_id,
+        event_type=event.type,
+        state=state,
+        created_at=event.created_at,
+    )
+
+
+def build_finished(
+    claimed: ClaimedDelivery,
+    transition: Transition = Transition.SUCCEED,
+    *,
+    due_at: datetime | None = None,
+    spends_retry: bool | None = None,
+    disable_reason: str | None = None,
+) -> FinishedAttempt:
+    """What a worker reports; a transition other than SUCCEED spends a retry unless told otherwise."""
+    succeeded = transition == Transition.SUCCEED
+    return FinishedAttempt(
+        delivery_id=claimed.id,
+        endpoint_id=claimed.endpoint.id,
+        lease_token=claimed.lease_token,
+        attempt=Attempt(
+            id=new_id(ATTEMPT),
+            delivery_id=claimed.id,
+            number=claimed.attempt_count + 1,
+            started_at=NOW,
+            duration=0.25,
+            outcome=AttemptOutcome.RESPONDED,
+            status_code=200 if succeeded else 500,
+            reason=None if succeeded else "500 Internal Server Error",
+            sealed_excerpt=None if succeeded else b"\x00excerpt",
+        ),
+        transition=transition,
+        due_at=due_at,
+        spends_retry=not succeeded if spends_retry is None else spends_retry,
+        disable_reason=disable_reason,
+    )
