@@ -56,7 +56,9 @@ def carehook(
 
 
 @app.command(rich_help_panel=_RUNNING, epilog=_SETTINGS_HELP)
-def serve(host: _Host = None, port: _Port = None, as_json: Json = False) -> None:
+def serve(
+    host: _Host = None, port: _Port = None, as_json: Json = False, until_stdin_closes: _UntilStdinCloses = False
+) -> None:
     """Serve the API and deliver, in one process.
 
     On an empty store it makes what it needs and prints the first operator token, which is shown this once. SIGTERM or
@@ -64,7 +66,8 @@ def serve(host: _Host = None, port: _Port = None, as_json: Json = False) -> None
     """
     from carehook.cli.serving import Parts, serve_until_stopped
 
-    serve_until_stopped(Parts(api=True, worker=True), host, port, as_json=as_json)
+    parts = Parts(api=True, worker=True, until_stdin_closes=until_stdin_closes)
+    serve_until_stopped(parts, host, port, as_json=as_json)
 
 
 @app.command(rich_help_panel=_RUNNING, epilog=_SETTINGS_HELP)

@@ -171,11 +171,20 @@ def delete(endpoint_id: EndpointId, yes: Annotated[bool, typer.Option("--yes", h
 
 
 @app.command()
-def rotate_secret(endpoint_id: EndpointId, as_json: Json = False) -> None:
-    """Give it a new signing secret, shown this once; the old one signs beside it for a day."""
+def rotate_secret(
+    endpoint_id: EndpointId,
+    overlap: Annotated[
+        int,
+        typer.Option(
+            metavar="SECONDS", min=0, max=604_800, help="How long the old one signs beside it; 0 ends it at once."
+        ),
+    ] = 86_400,
+    as_json: Json = False,
+) -> None:
+    """Give it a new signing secret, shown this once."""
 
     async def work(carehook: Application) -> EndpointCreatedView:
-        rotated = await carehook.endpoints.rotate_secret(endpoint_id)
+        rotated = await carehook.endpoints.rotate_secret(endpoint_id, timedelta(seconds=overlap))
         return carehook.insights.view_created(rotated, reveal_signature_value=False)
 
     _print_created(run(work), as_json=as_json)

@@ -80,7 +80,7 @@ def print_table(rows: Iterable[BaseModel], columns: Sequence[str]) -> None:
     table = Table(*(build_title(name) for name in columns), box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for line in lines:
         table.add_row(*(_style(value) for value in line))
-    _print_unbroken(table)
+    print_unbroken(open_console(), table)
 
 
 def print_details(view: BaseModel, *, without: Sequence[str] = ()) -> None:
@@ -95,7 +95,7 @@ def print_details(view: BaseModel, *, without: Sequence[str] = ()) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in fields:
         table.add_row(f"[bold]{build_title(name)}[/bold]", _style(value))
-    _print_unbroken(table)
+    print_unbroken(open_console(), table)
 
 
 def print_heading(text: str) -> None:
@@ -135,12 +135,13 @@ def _style(value: str) -> RenderableType:
     return Text(value, style=_STYLES.get(value, ""))
 
 
-def _print_unbroken(table: RenderableType) -> None:
+def print_unbroken(console: Console, table: RenderableType) -> None:
     """Print a table as wide as it is; a narrower terminal breaks its lines, which can still be copied whole."""
-    console = open_console()
-    wide = console.options.update(max_width=10_000)
-    console.width = max(console.width, console.measure(table, options=wide).maximum)
+    width = console.width
+    console.width = 10_000
+    console.width = max(width, console.measure(table).maximum)
     console.print(table)
+    console.width = width
 
 
 def open_console(*, stderr: bool = False) -> Console:

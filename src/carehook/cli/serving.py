@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
+import orjson
 import structlog
 import uvicorn
 import uvloop
@@ -28,7 +29,6 @@ import uvloop
 from carehook import __version__
 from carehook.application import Application
 from carehook.bootstrap import StartupError, open_carehook
-from carehook.cli.output import print_json, say
 from carehook.cli.session import log_to_stderr
 from carehook.config import Settings, load_settings
 
@@ -164,11 +164,11 @@ async def _announce(carehook: Application, parts: Parts, listener: socket.socket
     first = await carehook.tokens.create_first_operator() if parts.worker else None
     token = first.secret.get_secret_value() if first else None
     if as_json:
-        print_json({"url": url, "first_operator_token": token})
+        print(orjson.dumps({"url": url, "first_operator_token": token}).decode())
     else:
         print(f"Carehook {__version__} listens on {url}")
         if token:
-            say("The first operator token, which is shown this once; keep it where secrets are kept:")
+            print("The first operator token, which is shown this once; keep it where secrets are kept:")
             print(token)
     sys.stdout.flush()
 
