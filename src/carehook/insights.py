@@ -285,7 +285,7 @@ def view_event(event: StoredEvent) -> EventView:
         id=event.id,
         organization_id=event.organization_id,
         type=event.type,
-        occurred_on=int(event.occurred_on) if event.occurred_on.is_integer() else event.occurred_on,
+        occurred_on=int(event.occurred_on) if float(event.occurred_on).is_integer() else event.occurred_on,
         is_test=event.is_test,
         accepted_at=event.created_at,
     )

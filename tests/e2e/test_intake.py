@@ -335,12 +335,17 @@ async def test_what_is_accepted_while_carehook_closes_is_stored(site: Site) -> N
 
 @on_one_store
 async def test_what_is_accepted_is_stored_even_if_carehook_fails_around_it(site: Site) -> None:
-    with pytest.raises(PowerCut):
+    submitted: list[asyncio.Task[Accepted]] = []
+
+    async def fail_after_submitting() -> None:
         async with open_carehook(site.settings) as other:
-            submitted = asyncio.create_task(other.intake.accept(site.organization, [build_event()]))
+            submitted.append(asyncio.create_task(other.intake.accept(site.organization, [build_event()])))
             await asyncio.sleep(0)
             raise PowerCut
-    await submitted
+
+    with pytest.raises(PowerCut):
+        await fail_after_submitting()
+    await submitted[0]
     assert await count_stored(site) == 1
 
 
@@ -364,7 +369,7 @@ async def test_an_example_is_not_sent_where_it_cannot_be_received(site: Site) ->
     with pytest.raises(Invalid, match="event_type must be one of"):
         await site.carehook.examples.send(endpoint.id, "patient_born")
     await site.carehook.endpoints.pause(endpoint.id)
-    with pytest.raises(Conflict, match="The endpoint is paused. Resume it first."):
+    with pytest.raises(Conflict, match="The endpoint is paused"):
         await site.carehook.examples.send(endpoint.id)
     await site.carehook.endpoints.delete(endpoint.id)
     with pytest.raises(NotFound):

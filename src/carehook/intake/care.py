@@ -14,11 +14,12 @@ import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError
+from pydantic_core import PydanticCustomError
 
 from carehook.clock import Clock
 from carehook.directory.authentication.fields import Matching
@@ -59,6 +60,18 @@ _CARE_ID: Final = Matching(
 CareId = Annotated[str, Strict(), _CARE_ID]
 """An id that the platform gives."""
 
+EARLIEST: Final = datetime(1900, 1, 1, tzinfo=UTC)
+
+
+def _check_plausible(moment: datetime) -> datetime:
+    """`moment` itself. Raises `PydanticCustomError` for what programs write where they know no date, as the year 1."""
+    if moment < EARLIEST:
+        raise PydanticCustomError("care_datetime", "must not lie before 1900")
+    return moment
+
+
+CareDateTime = Annotated[ContractDateTime, AfterValidator(_check_plausible)]
+
 Line = Annotated[str, StringConstraints(strict=True, max_length=2000, pattern=r"^[^\x00]*$")]
 
 
@@ -89,7 +102,7 @@ class NewConsultation(_CareModel):
     patient_code: CareId
     professional_id: CareId
     speciality: Speciality
-    start_date: ContractDateTime | None = None
+    start_date: CareDateTime | None = None
 
 
 class NewSoapReport(_CareModel):
@@ -114,7 +127,7 @@ class NewPrescription(_CareModel):
 class Finish(_CareModel):
     """The end of a consultation, now where `end_date` is left out."""
 
-    end_date: ContractDateTime | None = None
+    end_date: CareDateTime | None = None
 
 
 @dataclass(frozen=True, slots=True)
