@@ -90,9 +90,7 @@ class Store:
         now: datetime = NOW,
         lease: timedelta = LEASE,
     ) -> Sequence[ClaimedDelivery]:
-        return await self.queue.claim(
-            limit, per_endpoint=per_endpoint, passing_over=passing_over, now=now, lease=lease
-        )
+        return await self.queue.claim(limit, per_endpoint=per_endpoint, passing_over=passing_over, now=now, lease=lease)
 
     async def claim_one(self, now: datetime = NOW) -> ClaimedDelivery:
         [claimed] = await self.claim(now=now)

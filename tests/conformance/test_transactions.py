@@ -100,6 +100,15 @@ async def test_an_event_reaches_an_endpoint_once(store: Store) -> None:
         assert await tx.events.get(event.id) is None
 
 
+async def test_no_error_tells_a_body(store: Store) -> None:
+    await store.add_organization()
+    event = build_event(body=b"allergic to penicillin")
+    with pytest.raises(Exception, match=r"(?i)unique") as raised:
+        async with store.ledger.transaction() as tx:
+            await tx.events.add([event, event])
+    assert "penicillin" not in f"{raised.value!r} {raised.value}"
+
+
 async def test_an_instant_without_a_time_zone_is_refused(store: Store) -> None:
     with pytest.raises(Exception, match="time zone"):
         async with store.ledger.transaction() as tx:

@@ -1,6 +1,7 @@
 """Connections. One engine reads and one writes; on SQLite there is one writer, which takes its lock before it reads.
 
-SQLite runs in WAL mode with `synchronous=FULL`: a commit that returned survives a power cut.
+SQLite runs in WAL mode with `synchronous=FULL`: a commit that returned survives a power cut. No error tells the
+parameters of its statement, for bodies are among them.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Database:
             self._reader = _create_sqlite_engine(url, begin="BEGIN", pool_size=pool_size, last="PRAGMA query_only = ON")
             self._writer = _create_sqlite_engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
         else:
-            self._writer = create_async_engine(url, pool_size=pool_size, pool_pre_ping=True)
+            self._writer = create_async_engine(url, pool_size=pool_size, pool_pre_ping=True, hide_parameters=True)
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @asynccontextmanager
@@ -120,6 +121,7 @@ class Database:
 def _create_sqlite_engine(url: URL, *, begin: str, pool_size: int, last: str = "") -> AsyncEngine:
     engine = create_async_engine(
         url,
+        hide_parameters=True,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=BUSY_TIMEOUT_SECONDS,

@@ -252,7 +252,7 @@ async def _lock_leased(
     lock = _LOCK_LEASED if not to_disable else _LOCK_LEASED_AND_HELD
     parameters = {"ids": {each.delivery_id for each in finished}, "endpoint_ids": to_disable}
     rows = await connection.execute(lock, parameters)
-    return {(delivery_id, token): DeliveryState(state) for delivery_id, token, state in rows}
+    return {(delivery_id, token): DeliveryState(state) for delivery_id, token, state, until in rows if until}
 
 
 _finished = among(deliveries.c.id, _ids) & LEASED
@@ -260,7 +260,7 @@ _to_hold = in_state(
     *states_before(Transition.HOLD),
     where=among(deliveries.c.endpoint_id, sa.bindparam("endpoint_ids", type_=Ids())),
 )
-_lease_columns = (deliveries.c.id, deliveries.c.lease_token, deliveries.c.state)
+_lease_columns = (deliveries.c.id, deliveries.c.lease_token, deliveries.c.state, deliveries.c.lease_until)
 _LOCK_LEASED = lock_deliveries(_finished, *_lease_columns)
 _LOCK_LEASED_AND_HELD = lock_deliveries(_finished | _to_hold, *_lease_columns)
 _LOCK_ENDPOINTS = (

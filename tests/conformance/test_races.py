@@ -1,0 +1,238 @@
+"""Transactions side by side on PostgreSQL: whatever their order, nothing waits for an endpoint that does not receive,
+nothing is sent twice under one lease, and nothing deadlocks. SQLite has one writer, which rules this out.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import pytest
+import sqlalchemy as sa
+
+from carehook.ledger.port import DuplicateKey, Transaction
+from carehook.ledger.records import Answered
+from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
+from carehook.ledger.tables import deliveries, endpoints
+from tests.conformance.store import (
+    NOW,
+    ORGANIZATION,
+    SECOND,
+    Store,
+    build_delivery,
+    build_event,
+    build_finished,
+)
+
+
+async def accept(tx: Transaction) -> str:
+    """Accept an event for `ep_1` as intake does: held where the endpoint does not receive."""
+    [endpoint] = await tx.endpoints.recipients([ORGANIZATION])
+    state = DeliveryState.PENDING if endpoint.status == EndpointStatus.ACTIVE else DeliveryState.HELD
+    event = build_event()
+    delivery = build_delivery(event, endpoint.id, state)
+    await tx.events.add([event])
+    await tx.deliveries.add([delivery])
+    return delivery.id
+
+
+async def test_what_is_accepted_before_a_pause_commits_is_held(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1")
+    async with store.ledger.transaction() as tx:
+        delivery_id = await accept(tx)
+        pausing = asyncio.create_task(store.set_status("ep_1", EndpointStatus.PAUSED))
+        await store.until_blocked()
+    await pausing
+    assert await store.states(delivery_id) == [DeliveryState.HELD]
+
+
+async def test_what_is_accepted_after_a_pause_began_is_held(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def pause() -> None:
+        async with store.ledger.transaction() as tx:
+            endpoint = await tx.endpoints.get("ep_1", lock=True)
+            assert endpoint is not None
+            begun.set()
+            await go_on.wait()
+        await store.set_status("ep_1", EndpointStatus.PAUSED)
+
+    async def accept_meanwhile() -> str:
+        async with store.ledger.transaction() as tx:
+            return await accept(tx)
+
+    pausing = asyncio.create_task(pause())
+    await begun.wait()
+    accepting = asyncio.create_task(accept_meanwhile())
+    await store.until_blocked()
+    go_on.set()
+    await pausing
+    assert await store.states(await accepting) == [DeliveryState.HELD]
+
+
+@pytest.mark.parametrize("revive", ["retry", "resend", "recover"])
+async def test_what_is_revived_while_a_pause_commits_is_held(postgresql_store: Store, revive: str) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1")
+    [delivery_id] = await store.publish("ep_1")
+    await store.fail_once(Transition.EXHAUST)
+    calls: dict[str, Callable[[Transaction], Awaitable[object]]] = {
+        "retry": lambda tx: tx.deliveries.retry(delivery_id, NOW),
+        "resend": lambda tx: tx.deliveries.resend([delivery_id], NOW),
+        "recover": lambda tx: tx.deliveries.recover("ep_1", NOW, NOW),
+    }
+    async with store.ledger.transaction() as tx:
+        await calls[revive](tx)
+        pausing = asyncio.create_task(store.set_status("ep_1", EndpointStatus.PAUSED))
+        await store.until_blocked()
+    await pausing
+    assert await store.states(delivery_id) == [DeliveryState.HELD]
+
+
+async def test_an_endpoint_under_lock_is_changed_by_nobody_else(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1")
+    async with store.ledger.transaction() as tx:
+        endpoint = await tx.endpoints.get("ep_1", lock=True)
+        assert endpoint is not None
+        resuming = asyncio.create_task(store.set_status("ep_1", EndpointStatus.PAUSED))
+        await store.until_blocked()
+        assert await tx.endpoints.get("ep_1") == endpoint
+    await resuming
+    assert (await store.endpoint("ep_1")).status == EndpointStatus.PAUSED
+
+
+async def test_of_two_first_answers_one_is_stored(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_organization()
+    key = (ORGANIZATION, "key")
+
+    async def answer_meanwhile() -> None:
+        async with store.ledger.transaction() as tx:
+            await tx.idempotency_keys.add({key: Answered("second", {})}, NOW)
+
+    async with store.ledger.transaction() as tx:
+        await tx.idempotency_keys.add({key: Answered("first", {})}, NOW)
+        second = asyncio.create_task(answer_meanwhile())
+        await store.until_blocked()
+    with pytest.raises(DuplicateKey):
+        await second
+    async with store.ledger.snapshot() as tx:
+        assert (await tx.idempotency_keys.find([key]))[key].fingerprint == "first"
+
+
+async def test_of_two_first_facts_both_get_the_one_that_is_stored(postgresql_store: Store) -> None:
+    store = postgresql_store
+
+    async def put_meanwhile() -> bytes:
+        async with store.ledger.transaction() as tx:
+            return await tx.installation.put_first("key_check", b"second")
+
+    async with store.ledger.transaction() as tx:
+        assert await tx.installation.put_first("key_check", b"first") == b"first"
+        second = asyncio.create_task(put_meanwhile())
+        await store.until_blocked()
+    assert await second == b"first"
+
+
+async def test_a_result_waits_for_a_cancellation_and_does_not_undo_it(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1")
+    [delivery_id] = await store.publish("ep_1")
+    claimed = await store.claim_one()
+    async with store.ledger.transaction() as tx:
+        assert await tx.deliveries.cancel(delivery_id, NOW)
+        finishing = asyncio.create_task(store.finish(claimed, Transition.RESCHEDULE, due_at=NOW))
+        await store.until_blocked()
+    assert await finishing
+    assert await store.states(delivery_id) == [DeliveryState.CANCELLED]
+
+
+async def count_pending_of_silent(store: Store) -> int:
+    query = (
+        sa.select(sa.func.count())
+        .select_from(deliveries.join(endpoints))
+        .where(deliveries.c.state == DeliveryState.PENDING, endpoints.c.status != EndpointStatus.ACTIVE)
+    )
+    async with store.database.read() as connection:
+        found: int = (await connection.execute(query)).scalar_one()
+    return found
+
+
+async def test_a_storm_of_everything_at_once_neither_deadlocks_nor_leaves_anything_astray(
+    postgresql_store: Store,
+) -> None:
+    store = postgresql_store
+    names = [f"ep_{number}" for number in range(4)]
+    await store.add_endpoints(*names)
+    await store.publish(*names * 30)
+    chance = random.Random(7)
+
+    async def accept_for_all() -> None:
+        async with store.ledger.transaction() as tx:
+            for endpoint in await tx.endpoints.recipients([ORGANIZATION]):
+                event = build_event()
+                active = endpoint.status == EndpointStatus.ACTIVE
+                state = DeliveryState.PENDING if active else DeliveryState.HELD
+                await tx.events.add([event])
+                await tx.deliveries.add([build_delivery(event, endpoint.id, state)])
+
+    async def work() -> None:
+        claimed = list(await store.claim(40, now=NOW + SECOND))
+        chance.shuffle(claimed)
+        finished = [
+            build_finished(
+                each,
+                chance.choice([Transition.SUCCEED, Transition.EXHAUST]),
+                disable_reason="410 Gone" if chance.random() < 0.1 else None,
+            )
+            for each in claimed
+        ]
+        half = len(claimed) // 2
+        await asyncio.gather(
+            store.queue.finish(finished[:half], NOW + SECOND),
+            store.queue.give_back(claimed[half:]),
+        )
+
+    async def intervene() -> None:
+        endpoint_id = chance.choice(names)
+        await store.set_status(endpoint_id, chance.choice([EndpointStatus.PAUSED, EndpointStatus.ACTIVE]))
+        async with store.ledger.transaction() as tx:
+            await tx.deliveries.recover(endpoint_id, NOW, NOW)
+
+    for _ in range(12):
+        await asyncio.gather(*(each() for each in (accept_for_all, work, work, intervene, intervene) * 2))
+        assert await count_pending_of_silent(store) == 0
+
+
+async def test_batches_that_disable_endpoints_of_each_other_do_not_deadlock(postgresql_store: Store) -> None:
+    store = postgresql_store
+    for _ in range(10):
+        first, second = f"ep_{random.random()}", f"ep_{random.random()}"
+        await store.add_endpoints(first, second)
+        ids = await store.publish(*[first, second] * 20)
+        leased = {each.id: each for each in await store.claim(now=NOW)}
+        one, other = [leased[each] for each in ids[::4] + ids[1::4]], [leased[each] for each in ids[2::4] + ids[3::4]]
+        results = await asyncio.gather(
+            store.queue.finish(
+                [
+                    build_finished(
+                        each, Transition.EXHAUST, disable_reason="410" if each.endpoint.id == first else None
+                    )
+                    for each in one
+                ],
+                NOW,
+            ),
+            store.queue.finish(
+                [
+                    build_finished(
+                        each, Transition.EXHAUST, disable_reason="410" if each.endpoint.id == second else None
+                    )
+                    for each in other
+                ],
+                NOW,
+            ),
+        )
+        assert all(counted for result in results for counted in result)
