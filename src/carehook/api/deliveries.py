@@ -7,15 +7,22 @@ from typing import Annotated
 from fastapi import Query
 from pydantic import Field
 
-from carehook.api.context import Caller, Carehook, DeliveryId, OrganizationId, may_see
+from carehook.api.context import (
+    Caller,
+    Carehook,
+    DeliveryId,
+    EventTypeName,
+    OrganizationId,
+    build_id_pattern,
+    may_see,
+)
 from carehook.api.paging import PageQuery, build_list
 from carehook.api.routes import MemberRoute, OperatorRoute, TokenRoute, build_router
-from carehook.events import CATALOGUE
-from carehook.ids import DELIVERY, ENDPOINT, EVENT, is_id
+from carehook.ids import DELIVERY, ENDPOINT, EVENT
 from carehook.insights import DeliveryDetailView, DeliveryView, ListView
 from carehook.ledger.records import DeliveryFilter
 from carehook.ledger.states import DeliveryState
-from carehook.refusals import build_invalid, build_not_found
+from carehook.refusals import build_not_found
 
 members = build_router(MemberRoute, "Deliveries")
 callers = build_router(TokenRoute, "Deliveries")
@@ -26,19 +33,11 @@ class DeliveryQuery(PageQuery):
     """Which deliveries; those that match all that is given."""
 
     state: DeliveryState | None = None
-    endpoint_id: Annotated[str | None, Field(description="An endpoint's id, of one that is deleted too.")] = None
-    event_type: Annotated[str | None, Field(json_schema_extra={"enum": list(CATALOGUE)})] = None
-    event_id: str | None = None
-
-    def read_filter(self) -> DeliveryFilter:
-        """What to ask the store for. Raises `Invalid` where a value can match nothing."""
-        if self.endpoint_id is not None and not is_id(ENDPOINT, self.endpoint_id):
-            raise build_invalid("endpoint_id", "must be the id of an endpoint")
-        if self.event_id is not None and not is_id(EVENT, self.event_id):
-            raise build_invalid("event_id", "must be the id of an event")
-        if self.event_type is not None and self.event_type not in CATALOGUE:
-            raise build_invalid("event_type", f"must be one of {', '.join(CATALOGUE)}")
-        return DeliveryFilter(self.state, self.endpoint_id, self.event_type, self.event_id)
+    endpoint_id: Annotated[
+        str | None, Field(pattern=build_id_pattern(ENDPOINT), description="An endpoint, deleted or not.")
+    ] = None
+    event_type: EventTypeName | None = None
+    event_id: Annotated[str | None, Field(pattern=build_id_pattern(EVENT))] = None
 
 
 @members.get("/v1/organizations/{organization_id}/deliveries")
@@ -46,8 +45,8 @@ async def list_deliveries(
     organization_id: OrganizationId, query: Annotated[DeliveryQuery, Query()], carehook: Carehook
 ) -> ListView[DeliveryView]:
     """List an organization's deliveries, newest first."""
-    only, page = query.read_filter(), query.read(DELIVERY)
-    return build_list(await carehook.insights.deliveries(organization_id, only, page))
+    only = DeliveryFilter(query.state, query.endpoint_id, query.event_type, query.event_id)
+    return build_list(await carehook.insights.deliveries(organization_id, only, query.read(DELIVERY)))
 
 
 @callers.get("/v1/deliveries/{delivery_id}")

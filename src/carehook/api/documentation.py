@@ -14,11 +14,13 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
+from carehook.api.context import build_id_pattern
 from carehook.api.problems import KINDS, MEDIA_TYPE, Problem
 from carehook.api.publishing import BatchRoute, PublishRoute
 from carehook.api.routes import MemberRoute, OperatorRoute, PublicRoute, TokenRoute
 from carehook.api.webhooks import build_webhooks
 from carehook.events import CATALOGUE
+from carehook.ids import ORGANIZATION
 from carehook.intake.accept import LONGEST_KEY
 
 TAGS: Final[list[dict[str, Any]]] = [
@@ -57,7 +59,7 @@ stays stable while rows arrive.
 DESCRIPTION: Final = _describe()
 
 _REF: Final = "#/components/schemas/{model}"
-_PARAMETER_SCHEMES: Final = {"bearer": {"type": "http", "scheme": "bearer", "description": "An API token."}}
+_SECURITY_SCHEMES: Final = {"bearer": {"type": "http", "scheme": "bearer", "description": "An API token."}}
 
 
 def build_document(app: FastAPI) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def build_document(app: FastAPI) -> dict[str, Any]:
         components["schemas"].pop(name, None)
     _merge(components["schemas"], schemas)
     components["responses"] = {kind.name: _build_problem_response(status) for status, kind in KINDS.items()}
-    components["securitySchemes"] = _PARAMETER_SCHEMES
+    components["securitySchemes"] = _SECURITY_SCHEMES
     for route, operation in _list_operations(app, document):
         _complete(route, operation)
         if isinstance(route, PublishRoute):
@@ -204,7 +206,7 @@ _ORGANIZATION: Final = {
     "name": "organization_id",
     "in": "path",
     "required": True,
-    "schema": {"type": "string"},
+    "schema": {"type": "string", "pattern": build_id_pattern(ORGANIZATION)},
 }
 _IDEMPOTENCY_KEY: Final = {
     "name": "Idempotency-Key",

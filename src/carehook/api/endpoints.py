@@ -10,7 +10,7 @@ from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from pydantic_core import PydanticCustomError
 
-from carehook.api.context import Carehook, EndpointId, OrganizationId
+from carehook.api.context import Carehook, EndpointId, EventTypeName, OrganizationId
 from carehook.api.paging import PageQuery, build_list
 from carehook.api.routes import OperatorRoute, build_router
 from carehook.directory.endpoints import EndpointChanges, NewEndpoint
@@ -38,7 +38,7 @@ class RotateSecret(_Body):
 class SendExample(_Body):
     """Whose example is sent; by default that of the first event type the endpoint is subscribed to."""
 
-    event_type: str | None = None
+    event_type: EventTypeName | None = None
 
 
 def _read_instant(value: object) -> datetime:

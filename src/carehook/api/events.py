@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from carehook.api.context import Caller, Carehook, EventId, OrganizationId, may_see
+from carehook.api.context import Caller, Carehook, EventId, OrganizationId, build_id_pattern, may_see
 from carehook.api.endpoints import DeliveriesDueView
 from carehook.api.paging import PageQuery, build_list
 from carehook.api.routes import MemberRoute, OperatorRoute, TokenRoute, build_router
-from carehook.ids import EVENT
+from carehook.ids import ENDPOINT, EVENT
 from carehook.insights import EventDetailView, EventView, ListView
 from carehook.refusals import build_not_found
 
@@ -25,7 +25,7 @@ class Resend(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    endpoint_id: str | None = None
+    endpoint_id: Annotated[str | None, Field(pattern=build_id_pattern(ENDPOINT))] = None
 
 
 @members.get("/v1/organizations/{organization_id}/events")

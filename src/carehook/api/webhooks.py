@@ -17,7 +17,7 @@ _HEADERS: Final = (
     ("webhook-timestamp", "When this attempt was made, in Unix seconds.", "1704063605"),
     (
         "webhook-signature",
-        "Standard Webhooks: `v1,` and HMAC-SHA256 of `id.timestamp.body`, or `v1a,` and Ed25519; two while one rotates.",
+        "Standard Webhooks: `v1,` and HMAC-SHA256 of `id.timestamp.body`, or `v1a,` and Ed25519; two while rotating.",
         "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=",
     ),
     ("user-agent", "Carehook and its version.", f"Carehook/{__version__}"),
@@ -40,7 +40,7 @@ def _build_operation(entry: EventType, reference: dict[str, Any]) -> dict[str, A
     return {
         "operationId": f"receive_{entry.name}",
         "summary": entry.description,
-        "description": f"Sent to each endpoint that is subscribed to `{entry.name}`, with what its authentication adds. "
+        "description": f"Sent to each endpoint that is subscribed to `{entry.name}`, with its authentication. "
         f"Medical and personal data is in:\n\n{medical}",
         "tags": ["Webhooks"],
         "security": [],

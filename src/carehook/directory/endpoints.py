@@ -48,13 +48,20 @@ class TargetRules(Protocol):
         ...
 
 
+Url = Annotated[str, Field(json_schema_extra={"format": "uri", "pattern": "^https?://", "maxLength": 2048})]
+"""An endpoint's URL. The schema describes what `TargetRules` decide."""
+
+EventTypes = tuple[Annotated[str, Field(json_schema_extra={"enum": list(CATALOGUE)})], ...]
+"""Names of the catalogue; see `check_event_types`."""
+
+
 class NewEndpoint(BaseModel):
     """What is said of an endpoint when it is registered. No event types means all, those to come as well."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    url: Annotated[str, Field(description="Where requests are sent: https, and publicly reachable.")]
-    event_types: Annotated[tuple[str, ...], Field(max_length=100)] = ()
+    url: Annotated[Url, Field(description="Where requests are sent: https, and publicly reachable.")]
+    event_types: Annotated[EventTypes, Field(max_length=100)] = ()
     description: Annotated[OneLine, StringConstraints(max_length=500)] = ""
     signature_value: Annotated[
         SecretHeaderValue | None,
@@ -71,8 +78,8 @@ class EndpointChanges(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    url: str | None = None
-    event_types: Annotated[tuple[str, ...] | None, Field(max_length=100)] = None
+    url: Url | None = None
+    event_types: Annotated[EventTypes | None, Field(max_length=100)] = None
     description: Annotated[OneLine, StringConstraints(max_length=500)] | None = None
     signature_value: SecretHeaderValue | None = None
     authentication: Authentication | None = None
