@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -73,18 +74,16 @@ class RunningApi:
     async def _serve(self) -> None:
         async with open_carehook(self._settings) as self.application:
             app = build_api(self.application, lambda: self.draining)
-            config = uvicorn.Config(
-                app, port=0, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=5
+            self._server = uvicorn.Server(
+                uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=5)
             )
-            self._server = uvicorn.Server(config)
             self._loop = asyncio.get_running_loop()
-            serving = asyncio.create_task(self._server.serve())
-            while not self._server.started:
-                await asyncio.sleep(0.01)
-            self.port: int = self._server.servers[0].sockets[0].getsockname()[1]
+            # It listens from here on: whoever connects before the server accepts waits in the backlog.
+            listening = socket.create_server(("127.0.0.1", 0))
+            self.port: int = listening.getsockname()[1]
             self._ready.set()
             working = asyncio.create_task(self.application.worker.run())
-            await serving
+            await self._server.serve(sockets=[listening])
             self.application.worker.stop()
             await working
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -36,7 +37,13 @@ def get_delivery(client: Client, event_id: str) -> Any:
     return delivery
 
 
-def make_failed(client: Client, organization: str, url: str) -> tuple[str, str]:
+def wait_for_attempt(client: Client, event_id: str) -> Any:
+    while (delivery := get_delivery(client, event_id))["attempt_count"] == 0 or delivery["in_flight"]:
+        time.sleep(0.01)
+    return delivery
+
+
+def make_held(client: Client, organization: str, url: str) -> tuple[str, str]:
     """An event whose delivery is held by a paused endpoint: the endpoint's id and the event's."""
     endpoint = client.take("POST", f"/v1/organizations/{organization}/endpoints", {"url": url})["id"]
     client.take("POST", f"/v1/endpoints/{endpoint}/pause")
@@ -131,8 +138,10 @@ def test_a_batch_is_answered_in_its_order(publisher: Client, organization: str) 
     assert types == list(CATALOGUE)
 
 
-def test_deliveries_are_filtered(operator: Client, organization: str, endpoint: Any, receiver: RecordingReceiver) -> None:
-    held_endpoint, event_id = make_failed(operator, organization, receiver.url)
+def test_deliveries_are_filtered(
+    operator: Client, organization: str, endpoint: Any, receiver: RecordingReceiver
+) -> None:
+    held_endpoint, event_id = make_held(operator, organization, receiver.url)
     path = f"/v1/organizations/{organization}/deliveries"
 
     def find(query: str) -> set[str]:
@@ -146,7 +155,7 @@ def test_deliveries_are_filtered(operator: Client, organization: str, endpoint: 
 
 
 def test_a_delivery_is_cancelled_and_retried(operator: Client, organization: str, receiver: RecordingReceiver) -> None:
-    endpoint, event_id = make_failed(operator, organization, receiver.url)
+    endpoint, event_id = make_held(operator, organization, receiver.url)
     path = f"/v1/deliveries/{get_delivery(operator, event_id)['id']}"
     response = operator.call("POST", f"{path}/cancel")
     assert (response.status_code, response.json()["state"]) == (200, "cancelled")
@@ -172,10 +181,7 @@ async def test_what_failed_is_recovered(operator: Client, organization: str) -> 
         path = f"/v1/organizations/{organization}/endpoints"
         endpoint = operator.take("POST", path, {"url": failing.url})["id"]
         event_id = operator.publish(organization)["id"]
-        while not (delivery := get_delivery(operator, event_id))["finished_at"] and not (
-            delivery["attempt_count"] == 1 and not delivery["in_flight"]
-        ):
-            await asyncio.sleep(0.01)
+        delivery = await asyncio.to_thread(wait_for_attempt, operator, event_id)
         attempt = operator.take("GET", f"/v1/deliveries/{delivery['id']}")["attempts"][0]
         assert (attempt["number"], attempt["status_code"], attempt["outcome"]) == (1, 500, "responded")
         response = operator.call("POST", f"/v1/endpoints/{endpoint}/recover", {"since": "2024-01-01T01:00:00+01:00"})

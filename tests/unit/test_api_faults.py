@@ -1,0 +1,124 @@
+"""What the API answers when something is broken: nothing of the exception's text, and an incident that the log has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+import pytest
+import sqlalchemy.exc
+from fastapi import FastAPI
+from structlog.testing import capture_logs
+
+from carehook.api import build_api
+from carehook.api.refusing import Answers, refuse_with_problems
+from carehook.batching import BatcherClosedError
+from carehook.ledger.port import DuplicateKey, LedgerUnavailable
+
+SECRET = "patient Jane Roe"
+
+
+async def call(app: Callable[..., Awaitable[None]], path: str) -> tuple[int, dict[str, str], Any]:
+    """One request to an ASGI application: the status, the headers and the parsed body of its answer."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 1),
+        "scheme": "http",
+        "http_version": "1.1",
+    }
+    await app(scope, receive, send)
+    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], headers, orjson.loads(sent[1]["body"])
+
+
+def build_failing(error: Exception) -> FastAPI:
+    app = FastAPI(openapi_url=None)
+
+    @app.get("/patients/{code}")
+    async def fail(code: str) -> None:
+        raise error
+
+    refuse_with_problems(app)
+    app.add_middleware(Answers)
+    return app
+
+
+async def test_an_unexpected_exception_tells_an_incident_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    with capture_logs() as logs:
+        status, headers, problem = await call(build_failing(KeyError(SECRET)), "/patients/jane-roe")
+    assert (status, problem["type"]) == (500, "/problems/internal-error")
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["cache-control"] == "no-store"
+    (line,) = logs
+    assert (line["incident"], line["error"]) == (problem["incident"], "KeyError")
+    assert line["route"] == "/patients/{code}"
+    assert any(place.endswith(" fail") for place in line["where"])
+    told = repr((problem, logs, capfd.readouterr()))
+    assert SECRET not in told
+    assert "jane-roe" not in told
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sqlalchemy.exc.OperationalError(SECRET, {}, Exception(SECRET)),
+        sqlalchemy.exc.InterfaceError(SECRET, {}, Exception(SECRET)),
+        sqlalchemy.exc.TimeoutError(SECRET),
+        ConnectionRefusedError(SECRET),
+        TimeoutError(SECRET),
+        DuplicateKey(SECRET),
+        BatcherClosedError(SECRET),
+    ],
+)
+async def test_a_store_that_is_out_of_reach_says_when_to_repeat(error: Exception) -> None:
+    with capture_logs() as logs:
+        status, headers, problem = await call(build_failing(error), "/patients/1")
+    assert (status, problem["type"]) == (503, "/problems/unavailable")
+    assert int(headers["retry-after"]) >= 1
+    assert SECRET not in repr((problem, logs))
+    assert logs[0]["incident"] == problem["incident"]
+
+
+async def test_what_the_ledger_says_for_people_is_passed_on() -> None:
+    status, _, problem = await call(build_failing(LedgerUnavailable("Run `carehook migrate`.")), "/patients/1")
+    assert (status, problem["detail"]) == (503, "Run `carehook migrate`.")
+
+
+@pytest.mark.parametrize(
+    ("error", "rule"),
+    [(LedgerUnavailable("has another schema"), "has another schema"), (OSError(SECRET), "does not answer")],
+)
+async def test_readiness_tells_what_is_not_ready(error: Exception, rule: str) -> None:
+    async def check() -> None:
+        raise error
+
+    application: Any = SimpleNamespace(ledger=SimpleNamespace(check=check))
+    app = build_api(application)
+    status, headers, problem = await call(app, "/readyz")
+    assert (status, problem["errors"]) == (503, [{"field": "store", "rule": rule}])
+    assert headers["retry-after"]
+    assert (await call(app, "/healthz"))[0] == 200
+
+
+async def test_a_caller_who_goes_is_no_fault_of_ours() -> None:
+    with capture_logs() as logs, pytest.raises(asyncio.CancelledError):
+        await call(build_failing(asyncio.CancelledError()), "/patients/1")  # type: ignore[arg-type]
+    assert logs == []
