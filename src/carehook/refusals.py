@@ -80,7 +80,8 @@ def _build_rule(detail: ErrorDetails) -> str:
         case "union_tag_invalid":
             # Pydantic's own sentence shows what was in the field.
             return f"must be one of {detail['ctx']['expected_tags']}"
-    return _SUBJECT.sub("must ", detail["msg"].removeprefix("Value error, ")).rstrip(".")
+    rule = _SUBJECT.sub("must ", detail["msg"].removeprefix("Value error, ")).rstrip(".")
+    return f"is not valid: {rule}" if rule[:1].isupper() else rule
 
 
 def _build_printable(name: str) -> str:
