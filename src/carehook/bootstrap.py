@@ -136,7 +136,8 @@ def _parse_url(text: str) -> URL:
     except ValueError as error:
         raise StartupError(f"CAREHOOK_DATABASE_URL: {error}.") from None
     # Elsewhere than before the @, a password or a part of it would be shown with the URL when the store is down.
-    if "@" in (url.host or "") or "password" in url.query:
+    is_server = url.get_backend_name() != "sqlite"
+    if is_server and ("@" in f"{url.host}{url.database}" or "password" in url.query):
         raise StartupError(
             "CAREHOOK_DATABASE_URL: write it as postgresql://user:password@host/name, with every @ of the password "
             "as %40."

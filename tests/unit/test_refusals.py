@@ -40,7 +40,7 @@ def refuse(model: type[BaseModel], values: dict[str, Any]) -> Invalid:
         (
             NewEndpoint,
             {"url": "u", "signature_value": SECRET + "\n"},
-            "signature_value is not valid: A header value is visible",
+            "signature_value is not valid: A header",
         ),
         (NewEndpoint, {"url": "u", "signature_scheme": SECRET}, "signature_scheme must be 'v1' or 'v1a'."),
         (Finish, {"end_date": SECRET}, "end_date must be an ISO 8601 date and time"),
