@@ -49,7 +49,7 @@ async def test_a_store_that_is_too_old_asks_for_a_migration(store: Store) -> Non
 
 async def test_a_store_that_is_too_new_asks_for_a_newer_version(store: Store) -> None:
     await set_version(store, "9999")
-    with pytest.raises(LedgerUnavailable, match="is at schema 9999, newer than .*: run a newer Carehook"):
+    with pytest.raises(LedgerUnavailable, match=r"is at schema 9999, newer than .*: run a newer Carehook"):
         await store.ledger.check()
 
 
@@ -106,11 +106,15 @@ async def test_a_server_that_goes_away_and_comes_back() -> None:
         database = Database(parse_database_url(server.url()))
         await migrate(database)
         ledger = LedgerSql(database, lambda: None)
-        with pytest.raises(LedgerUnavailable, match="does not answer"):
+
+        async def ask_before_and_after_the_end() -> None:
             async with ledger.transaction() as tx:
                 assert not await tx.tokens.any_operator()
                 server.stop()
                 await tx.tokens.any_operator()
+
+        with pytest.raises(LedgerUnavailable, match="does not answer"):
+            await ask_before_and_after_the_end()
         with pytest.raises(LedgerUnavailable, match="does not answer"):
             async with ledger.snapshot():
                 pass

@@ -186,7 +186,8 @@ async def test_the_backlog_counts_what_waits_what_is_in_flight_and_what_is_held(
     await store.claim(1)
     await store.publish("ep_2", "ep_2", state=DeliveryState.HELD)
     [done] = await store.publish("ep_2", due_at=NOW - 2 * SECOND)
-    assert await store.finish(*await store.claim(1), Transition.EXHAUST)
+    [exhausted] = await store.claim(1)
+    assert await store.finish(exhausted, Transition.EXHAUST)
     assert await store.states(done) == [DeliveryState.EXHAUSTED]
     async with store.ledger.snapshot() as tx:
         backlog = await tx.deliveries.backlog()

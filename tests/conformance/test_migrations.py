@@ -1,7 +1,6 @@
 """The migrations make the very schema that the tables describe, on each database, however many processes migrate."""
 
 import asyncio
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +64,8 @@ async def test_the_migrated_schema_is_that_of_the_tables(store: Store, empty_url
 async def test_alembic_finds_nothing_to_migrate(store: Store) -> None:
     def compare(connection: Connection) -> Sequence[object]:
         options = {"compare_type": True, "compare_server_default": True}
-        return compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
+        found: Sequence[object] = compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
+        return found
 
     async with store.database.read() as connection:
         assert await connection.run_sync(compare) == []
@@ -94,21 +94,14 @@ async def test_several_processes_may_migrate_at_once(empty_url: str) -> None:
 
         asyncio.run(main())
     """
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
+    pipe = asyncio.subprocess.PIPE
+    command = (sys.executable, "-c", program)
+    processes = [await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe) for _ in range(3)]
     for process in processes:
         assert process.stdout is not None
-        await asyncio.to_thread(process.stdout.readline)
-    results = await asyncio.gather(*(asyncio.to_thread(process.communicate, "\n") for process in processes))
-    assert [stderr for _, stderr in results] == [""] * 3
+        await process.stdout.readline()
+    results = await asyncio.gather(*(process.communicate(b"\n") for process in processes))
+    assert [stderr.decode() for _, stderr in results] == [""] * 3
     assert [process.returncode for process in processes] == [0] * 3
     database = Database(parse_database_url(empty_url))
     assert await read_version(database) == HEAD

@@ -150,6 +150,15 @@ async def test_a_result_waits_for_a_cancellation_and_does_not_undo_it(postgresql
     assert await store.states(delivery_id) == [DeliveryState.CANCELLED]
 
 
+async def test_a_claim_does_not_wait_for_what_another_transaction_holds(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1")
+    locked, free = await store.publish("ep_1", "ep_1")
+    async with store.ledger.transaction() as tx:
+        assert await tx.deliveries.cancel(locked, NOW)
+        assert [each.id for each in await store.claim()] == [free]
+
+
 async def count_pending_of_silent(store: Store) -> int:
     query = (
         sa.select(sa.func.count())

@@ -29,11 +29,15 @@ async def test_what_is_not_committed_is_seen_by_nobody(store: Store) -> None:
 async def test_an_exception_undoes_all_of_it(store: Store) -> None:
     await store.add_endpoints("ep_1")
     event = build_event()
-    with pytest.raises(RuntimeError, match="stop"):
+
+    async def add_and_stop() -> None:
         async with store.ledger.transaction() as tx:
             await tx.events.add([event])
             await tx.deliveries.add([build_delivery(event, "ep_1")])
             raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        await add_and_stop()
     async with store.ledger.snapshot() as tx:
         assert await tx.events.get(event.id) is None
         assert await tx.deliveries.of_event(event.id) == []
@@ -92,10 +96,14 @@ async def test_adding_nothing_stores_nothing(store: Store) -> None:
 async def test_an_event_reaches_an_endpoint_once(store: Store) -> None:
     await store.add_endpoints("ep_1")
     event = build_event()
-    with pytest.raises(Exception, match=r"(?i)unique"):
+
+    async def add_twice() -> None:
         async with store.ledger.transaction() as tx:
             await tx.events.add([event])
             await tx.deliveries.add([build_delivery(event, "ep_1"), build_delivery(event, "ep_1")])
+
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        await add_twice()
     async with store.ledger.snapshot() as tx:
         assert await tx.events.get(event.id) is None
 

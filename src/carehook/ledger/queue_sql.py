@@ -100,7 +100,7 @@ class QueueSql:
                 return 0
         columns = (deliveries.c.id, deliveries.c.leased_at, deliveries.c.lease_until, deliveries.c.attempt_count)
         async with self._database.write() as connection:
-            query = sa.select(*columns).where(ran_out).order_by(deliveries.c.id).limit(_RECOVERED_AT_ONCE)
+            query = sa.select(*columns).where(ran_out).order_by(deliveries.c.lease_until).limit(_RECOVERED_AT_ONCE)
             lost = (await connection.execute(query.with_for_update(skip_locked=True, key_share=True))).all()
             await _ADD_ATTEMPTS.execute(connection, [_take_attempt(_build_interrupted(row)) for row in lost])
             await _RECOVER_LOST.execute(connection, [(row.id,) for row in lost])
