@@ -56,7 +56,9 @@ class RunningCarehook:
 async def start_receiver() -> AsyncIterator[RunningReceiver]:
     """A bare receiver, ended when the block ends."""
     command = [sys.executable, "-m", "carehook.cli.bench.receiver"]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
     try:
         if process.stdout is None or not (line := await process.stdout.readline()).strip():
             raise BenchmarkFailed("The bare receiver did not start.")
