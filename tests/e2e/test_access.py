@@ -15,7 +15,7 @@ from carehook.application import Application
 from carehook.bootstrap import open_carehook
 from carehook.ledger.records import Role
 from carehook.refusals import Invalid, NotFound
-from tests.installations import ALL, SetClock, build_settings, create_organization
+from tests.stores import ALL, SetClock, build_settings, create_organization
 
 UNKNOWN = "org_018cc251f4007000800000000000dead"
 

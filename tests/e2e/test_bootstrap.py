@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import shutil
 import stat
@@ -17,9 +18,9 @@ from carehook.config import Settings
 from carehook.insights import EndpointView
 from carehook.keyring import KEY_FILE, InvalidKeyError, KeyringError, WrongKeyError
 from carehook.ledger.port import LedgerUnavailable
-from tests.installations import ALL, build_settings, create_organization, register
 from tests.servers.ports import find_free_port
 from tests.servers.postgres import PostgresServer
+from tests.stores import ALL, build_settings, create_organization, register
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 
@@ -157,6 +158,12 @@ async def test_a_database_is_made_by_migrating(on_postgres: Settings) -> None:
     await migrate_store(on_postgres)
     await migrate_store(on_postgres)
     await use(on_postgres)
+
+
+async def test_processes_that_start_at_once_make_one_store(on_postgres: Settings, tmp_path: Path) -> None:
+    for settings in (on_postgres, build_settings(tmp_path / "embedded")):
+        await asyncio.gather(*(use(settings, create=True) for _ in range(5)))
+        await use(settings)
 
 
 @pytest.mark.parametrize(("version", "advice"), [("0000", "run `carehook migrate`"), ("9999", "run a newer Carehook")])

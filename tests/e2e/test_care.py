@@ -28,7 +28,7 @@ from carehook.intake.care import (
 )
 from carehook.ledger.records import ConsultationRow
 from carehook.refusals import Conflict, Invalid, NotFound
-from tests.installations import (
+from tests.stores import (
     NOON,
     PowerCut,
     SetClock,

@@ -13,14 +13,14 @@ from carehook.application import Application
 from carehook.bootstrap import open_carehook
 from carehook.config import Settings
 from carehook.intake.care import Finish, History, NewConsultation, NewSoapReport, ProfessionalProfile
-from tests.installations import (
+from tests.servers.interrupted_care import REPORT
+from tests.stores import (
     build_settings,
     create_organization,
     list_deliveries,
     list_events,
     register,
 )
-from tests.servers.interrupted_care import REPORT
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -34,7 +34,7 @@ from carehook.ledger.records import ClaimedDelivery
 from carehook.ledger.states import DeliveryState, EndpointStatus
 from carehook.refusals import Conflict, Invalid, NotFound
 from carehook.signature import SigningSecret, verify
-from tests.installations import ALL, SetClock, build_settings, create_organization, list_deliveries
+from tests.stores import ALL, SetClock, build_settings, create_organization, list_deliveries
 
 URL = "https://hospital.example/hook"
 NAMES = {

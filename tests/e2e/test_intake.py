@@ -20,7 +20,7 @@ from carehook.intake.accept import KEYS_KEPT, Accepted, Intake
 from carehook.ledger.states import DeliveryState
 from carehook.metrics import Metrics
 from carehook.refusals import Conflict, Invalid, NotFound
-from tests.installations import (
+from tests.stores import (
     PowerCut,
     SetClock,
     WatchedLedger,

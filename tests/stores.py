@@ -22,7 +22,7 @@ from carehook.ledger.records import DeliveryFilter, PageRequest
 NOON: Final = datetime(2024, 1, 1, 12, tzinfo=UTC)
 ALL: Final = PageRequest(limit=1000)
 NOWHERE: Final = "http://127.0.0.1:9/hook"
-"""A URL that such an installation allows, for tests that send nothing."""
+"""A URL that such settings allow, for tests that send nothing."""
 
 
 class SetClock:
@@ -40,7 +40,7 @@ class SetClock:
 
 
 def build_settings(home: Path, database_url: str | None = None) -> Settings:
-    """Settings of an installation whose endpoints may lie on loopback."""
+    """Settings of a Carehook whose endpoints may lie on loopback."""
     return Settings(
         home=home,
         database_url=SecretStr(database_url) if database_url else None,
