@@ -31,7 +31,7 @@ def find_faults(
     failures = sum(arrival.status == 500 for arrival in arrivals)
     if failures != FAILS_AT_FIRST:
         faults.append(f"the receiver failed {failures} times instead of {FAILS_AT_FIRST}, so no retry was seen")
-    return faults
+    return list(dict.fromkeys(faults))
 
 
 def _find_own(expected: Expected, arrivals: Sequence[Arrival], deliveries: Sequence[Delivery]) -> Iterator[str]:
