@@ -57,7 +57,10 @@ _take_event = attrgetter(*_EVENT_NAMES)
 
 _NEW_DELIVERY_NAMES = [field.name for field in dataclasses.fields(NewDelivery)]
 _ADD_DELIVERIES = Bulk(deliveries.insert(), [*_NEW_DELIVERY_NAMES, "due_at"])
-_take_delivery = attrgetter(*_NEW_DELIVERY_NAMES, "created_at")
+# `.value`: the driver is slow to see that a member of an enumeration is a string.
+_take_delivery = attrgetter(
+    *(f"{name}.value" if name == "state" else name for name in _NEW_DELIVERY_NAMES), "created_at"
+)
 
 _ADD_ANSWERS = Bulk(idempotency_keys.insert(), ["organization_id", "key", "fingerprint", "answer", "created_at"])
 

@@ -1,0 +1,139 @@
+"""The queue's statements, built once.
+
+A claim looks only through rows that wait, and through no more of one endpoint's than it may take: it hops over the
+partial index from endpoint to endpoint, so that a long backlog costs its neighbours nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import sqlalchemy as sa
+
+from carehook.ledger.records import Attempt
+from carehook.ledger.statements import Bulk, Ids, among, lock_deliveries
+from carehook.ledger.states import EndpointStatus, Transition, states_before
+from carehook.ledger.tables import LEASED, WAITING, attempts, deliveries, endpoints, events, in_state
+
+_ids = sa.bindparam("ids", type_=Ids())
+
+
+def _build_waiting_endpoints() -> sa.Select[Any]:
+    """Each endpoint for which something waits with the instant its first delivery is due, the longest due first.
+
+    A recursive query that asks the index for the next greater endpoint, once per endpoint.
+    """
+    first = sa.select(sa.func.min(deliveries.c.endpoint_id).label("endpoint_id")).where(WAITING)
+    hops = first.cte("hops", recursive=True)
+    next_endpoint = (
+        sa.select(sa.func.min(deliveries.c.endpoint_id))
+        .where(WAITING, deliveries.c.endpoint_id > hops.c.endpoint_id)
+        .scalar_subquery()
+    )
+    hops = hops.union_all(sa.select(next_endpoint).where(hops.c.endpoint_id.is_not(None)))
+    due_at = (
+        sa.select(sa.func.min(deliveries.c.due_at))
+        .where(WAITING, deliveries.c.endpoint_id == hops.c.endpoint_id)
+        .scalar_subquery()
+        .label("due_at")
+    )
+    found = sa.select(hops.c.endpoint_id, due_at).where(hops.c.endpoint_id.is_not(None)).subquery()
+    return sa.select(found).where(found.c.due_at.is_not(None)).order_by(found.c.due_at)
+
+
+WAITING_ENDPOINTS = _build_waiting_endpoints()
+
+
+def _build_lease(dialect: str) -> Any:
+    """An update that leases the first `share` due deliveries of each endpoint and gives back what it leased."""
+    first_due = (
+        sa.select(deliveries.c.id)
+        .where(WAITING, deliveries.c.endpoint_id == endpoints.c.id, deliveries.c.due_at <= sa.bindparam("now"))
+        .order_by(deliveries.c.due_at)
+        .limit(sa.bindparam("share"))
+    )
+    if dialect == "sqlite":
+        pairs = endpoints.join(deliveries, deliveries.c.id.in_(first_due.correlate(endpoints)))
+        chosen = sa.select(deliveries.c.id).select_from(pairs)
+    else:
+        lateral = first_due.with_for_update(skip_locked=True, key_share=True).lateral()
+        chosen = sa.select(lateral.c.id).select_from(endpoints.join(lateral, sa.true()))
+    chosen = chosen.where(among(endpoints.c.id, _ids), endpoints.c.status == EndpointStatus.ACTIVE)
+    return (
+        deliveries.update()
+        .where(deliveries.c.id.in_(chosen))
+        .values(
+            leased_at=sa.bindparam("now"), lease_until=sa.bindparam("until"), lease_token=deliveries.c.lease_token + 1
+        )
+        .returning(
+            deliveries.c.due_at,
+            deliveries.c.id,
+            deliveries.c.lease_token,
+            deliveries.c.attempt_count,
+            deliveries.c.failure_count,
+            deliveries.c.event_id,
+            deliveries.c.event_type,
+            deliveries.c.endpoint_id,
+        )
+    )
+
+
+LEASE = {dialect: _build_lease(dialect) for dialect in ("sqlite", "postgresql")}
+EVENTS_OF = sa.select(events.c.id, events.c.created_at, events.c.body).where(among(events.c.id, _ids))
+ENDPOINTS_OF = sa.select(endpoints).where(among(endpoints.c.id, _ids))
+
+
+FINISH = Bulk(
+    deliveries.update()
+    .where(deliveries.c.id == sa.bindparam("delivery"))
+    .values(
+        state=sa.bindparam("new_state"),
+        due_at=sa.bindparam("new_due_at"),
+        leased_at=sa.null(),
+        lease_until=sa.null(),
+        attempt_count=sa.bindparam("attempts"),
+        failure_count=deliveries.c.failure_count + sa.bindparam("spent"),
+        last_attempt_at=sa.bindparam("attempted_at"),
+        finished_at=sa.bindparam("ended_at"),
+    ),
+    ["delivery", "new_state", "new_due_at", "attempts", "spent", "attempted_at", "ended_at"],
+)
+
+GIVE_BACK = Bulk(
+    deliveries.update()
+    .where(deliveries.c.id == sa.bindparam("delivery"), deliveries.c.lease_token == sa.bindparam("token"))
+    .values(leased_at=sa.null(), lease_until=sa.null()),
+    ["delivery", "token"],
+)
+
+RECOVER_LOST = Bulk(
+    deliveries.update()
+    .where(deliveries.c.id == sa.bindparam("delivery"))
+    .values(
+        leased_at=sa.null(),
+        lease_until=sa.null(),
+        attempt_count=deliveries.c.attempt_count + sa.literal_column("1"),
+        last_attempt_at=deliveries.c.leased_at,
+    ),
+    ["delivery"],
+)
+
+ATTEMPT_NAMES = [field.name for field in dataclasses.fields(Attempt)]
+ADD_ATTEMPTS = Bulk(attempts.insert(), ATTEMPT_NAMES)
+
+
+_finished = among(deliveries.c.id, _ids) & LEASED
+_to_hold = in_state(
+    *states_before(Transition.HOLD),
+    where=among(deliveries.c.endpoint_id, sa.bindparam("endpoint_ids", type_=Ids())),
+)
+_lease_columns = (deliveries.c.id, deliveries.c.lease_token, deliveries.c.state, deliveries.c.lease_until)
+LOCK_LEASED = lock_deliveries(_finished, *_lease_columns)
+LOCK_LEASED_AND_HELD = lock_deliveries(_finished | _to_hold, *_lease_columns)
+LOCK_ENDPOINTS = (
+    sa.select(endpoints.c.id)
+    .where(among(endpoints.c.id, _ids))
+    .order_by(endpoints.c.id)
+    .with_for_update(key_share=True)
+)
