@@ -61,8 +61,9 @@ def serve(
 ) -> None:
     """Serve the API and deliver, in one process.
 
-    On an empty store it makes what it needs and prints the first operator token, which is shown this once. SIGTERM or
-    Ctrl-C drains: requests in flight end, nothing new is begun. A second one ends it at once.
+    On an empty store it makes what it needs and prints the first operator token, which is shown this once.
+
+    SIGTERM or Ctrl-C drains: requests in flight end, nothing new is begun. A second one ends it at once.
     """
     from carehook.cli.serving import Parts, serve_until_stopped
 

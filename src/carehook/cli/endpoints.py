@@ -56,7 +56,7 @@ _Scheme = Annotated[Literal["v1", "v1a"], typer.Option(help="v1 HMAC-SHA256 with
 @app.command()
 def create(
     organization_id: OrganizationId,
-    url: Annotated[str, typer.Argument(help="Where requests are sent.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where requests are sent.")],
     event_type: _EventTypes = None,
     description: _Description = None,
     signature_value: _SignatureValue = None,

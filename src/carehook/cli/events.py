@@ -30,7 +30,9 @@ def publish(
     organization_id: OrganizationId,
     file: Annotated[
         str,
-        typer.Argument(help='The envelope as JSON, or {"events": […]} with up to 1000; - reads standard input.'),
+        typer.Argument(
+            metavar="FILE", help='The envelope as JSON, or {"events": […]} with up to 1000; - reads standard input.'
+        ),
     ] = "-",
     lines: Annotated[
         bool, typer.Option("--lines", help="The file holds an envelope a line, as many as you like.")
@@ -42,8 +44,9 @@ def publish(
 ) -> None:
     """Accept events for an organization. Prints their ids.
 
-    Everything is checked before anything is stored. A batch is stored wholly or not at all; with --lines that holds
-    for each 1000.
+    Everything is checked before anything is stored.
+
+    A batch is stored wholly or not at all; with --lines that holds for each 1000.
     """
     data = read_source(file, "FILE")
     events = _parse_lines(data) if lines else _parse(data)

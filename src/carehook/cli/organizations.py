@@ -19,7 +19,7 @@ app = typer.Typer(help="Organizations, who receive.", no_args_is_help=True)
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="What people call it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What people call it.")],
     as_json: Json = False,
 ) -> None:
     """Register an organization."""
