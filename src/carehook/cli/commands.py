@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from carehook.cli import deliveries, endpoints, events, organizations, tokens
-from carehook.cli.failures import EXIT_CODES_HELP, CommandFailed
+from carehook.cli.failures import EXIT_CODES_HELP
 from carehook.cli.options import Json
 from carehook.cli.output import print_json, say
 
@@ -141,7 +141,10 @@ def bench(
     scale: Annotated[float, typer.Option(min=0.01, max=100, help="How many events, times the usual number.")] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Measure this machine: what is accepted and delivered a second, how fast, in how much memory."""
+    """Measure this machine: what is accepted and delivered a second, how fast, in how much memory.
+
+    A figure that misses what is wanted is marked; the exit code is 0 all the same, since machines differ.
+    """
     import asyncio
 
     from carehook.cli.bench.run import build_report, run_benchmark
@@ -153,6 +156,3 @@ def bench(
         print_json(report)
     else:
         print_figures(report)
-    missed = [figure.name for figure in figures if figure.is_met is False]
-    if missed:
-        raise CommandFailed(f"Not what is wanted: {', '.join(missed)}")

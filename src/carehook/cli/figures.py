@@ -26,5 +26,8 @@ def print_figures(report: dict[str, Any]) -> None:
 def _build_line(figure: dict[str, Any]) -> _Line:
     unit = figure["unit"]
     value = f"{figure['value']:,.0f}" if figure["value"] >= 100 else f"{figure['value']:,.2f}"
-    wanted = "-" if figure["target"] is None else f"{'≤' if figure['is_limit'] else '≥'} {figure['target']:,g} {unit}"
+    wanted = "-"
+    if figure["target"] is not None:
+        missed = "" if figure["is_met"] else ", missed"
+        wanted = f"{'≤' if figure['is_limit'] else '≥'} {figure['target']:,g} {unit}{missed}"
     return _Line(what=figure["name"], value=f"{value} {unit}".strip(), wanted=wanted)
