@@ -332,4 +332,5 @@ async def _build_consultation_finished(
     try:
         return PatientConsultationFinished.model_validate({"occurred_on": int(now.timestamp()), "payload": payload})
     except ValidationError as error:
-        raise build_invalid_model(error) from None
+        refusal = build_invalid_model(error)
+    raise refusal  # outside of `except`: pydantic's error, which holds what it refused, must not be its context
