@@ -128,16 +128,13 @@ async def test_the_contracts_examples_are_stored_as_the_bytes_that_their_body_is
     assert list(json.loads(body).items()) == list(json.loads(read_example(name)).items())
 
 
-@pytest.mark.parametrize(
-    ("occurred_on", "written"),
-    [(1704063600, "1704063600"), (1704063600.25, "1704063600.25"), (0, "0"), (1704063600.123456, "1704063600.123456")],
-)
-async def test_the_instant_stays_the_number_that_it_was(site: Site, occurred_on: float, written: str) -> None:
-    accepted = await site.carehook.intake.accept(site.organization, [build_event(occurred_on=occurred_on)])
-    assert f'"occurred_on":{written},'.encode() in await read_body(site.carehook, accepted.event_ids[0])
-    (event,) = await list_events(site.carehook, site.organization)
-    assert json.loads(event.model_dump_json())["occurred_on"] == occurred_on
-    assert f'"occurred_on":{written},' in event.model_dump_json()
+async def test_the_instant_stays_the_number_that_it_was(site: Site) -> None:
+    for written in ("1704063600", "1704063600.25", "0", "1704063600.123456"):
+        event = build_event(occurred_on=json.loads(written))
+        (event_id,) = (await site.carehook.intake.accept(site.organization, [event])).event_ids
+        assert f'"occurred_on":{written},'.encode() in await read_body(site.carehook, event_id)
+        shown = await site.carehook.insights.event(event_id)
+        assert f'"occurred_on":{written},' in shown.model_dump_json()
 
 
 async def test_a_batch_answers_in_its_order(site: Site) -> None:
