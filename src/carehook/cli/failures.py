@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from enum import IntEnum
 
 
@@ -34,7 +33,9 @@ def report_failure(error: Exception) -> ExitCode:
     code, sentence = describe_failure(error)
     print(sentence, file=sys.stderr)
     if _is_debugging():
-        traceback.print_exception(error)
+        from carehook.logs import describe_exception
+
+        print(describe_exception(None, "error", {"exc_info": error})["exception"], file=sys.stderr)
     return code
 
 

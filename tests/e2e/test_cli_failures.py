@@ -1,0 +1,60 @@
+"""From whatever went wrong to one sentence and a code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from carehook.bootstrap import StartupError
+from carehook.cli.failures import CommandFailed, ExitCode, describe_failure, report_failure
+from carehook.config import InvalidSettings
+from carehook.events import FieldError, InvalidEvent
+from carehook.keyring import WrongKeyError
+from carehook.ledger.port import LedgerUnavailable
+from carehook.refusals import Conflict
+from tests.servers.installation import Installation
+
+LEAK = "the-patient-has-a-rash"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (Conflict("The delivery is cancelled already."), ExitCode.FAILED, "The delivery is cancelled already."),
+        (InvalidEvent([FieldError("type", "is required")]), ExitCode.FAILED, "type is required."),
+        (CommandFailed("on line 3,\n  type is required"), ExitCode.FAILED, "on line 3, type is required."),
+        (StartupError("no"), ExitCode.CANNOT_START, "Carehook cannot start: no."),
+        (InvalidSettings("no"), ExitCode.CANNOT_START, "Carehook cannot start: no."),
+        (LedgerUnavailable("no"), ExitCode.CANNOT_START, "Carehook cannot start: no."),
+        (WrongKeyError("no"), ExitCode.CANNOT_START, "Carehook cannot start: no."),
+    ],
+)
+def test_each_kind_of_failure_has_its_code_and_one_sentence(error: Exception, code: ExitCode, sentence: str) -> None:
+    assert describe_failure(error) == (code, sentence)
+
+
+def fail() -> None:
+    raise RuntimeError(LEAK)
+
+
+@pytest.mark.parametrize(("level", "says_where"), [("info", False), ("debug", True)])
+def test_a_bug_is_told_without_the_data_it_met_and_on_request_with_its_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], level: str, says_where: bool
+) -> None:
+    monkeypatch.setenv("CAREHOOK_LOG_LEVEL", level)
+    with pytest.raises(RuntimeError) as caught:
+        fail()
+    assert report_failure(caught.value) == ExitCode.FAILED
+    told = capsys.readouterr().err
+    assert "Carehook failed (builtins.RuntimeError)" in told
+    assert ("in fail" in told) is says_where
+    assert LEAK not in told
+
+
+@pytest.mark.parametrize("url", ["postgresql://nobody:open-sesame@127.0.0.1:1/nothing", "mysql://127.0.0.1/nothing"])
+def test_a_store_that_cannot_be_used_is_code_3_and_its_password_is_not_shown(tmp_path: Path, url: str) -> None:
+    done = Installation(tmp_path).run("org", "list", code=3, CAREHOOK_DATABASE_URL=url)
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("Carehook cannot start: ")
+    assert "open-sesame" not in sentence
