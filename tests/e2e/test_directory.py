@@ -98,7 +98,7 @@ def build_oauth2(token_url: str) -> dict[str, str]:
 async def test_an_endpoint_has_what_was_given_and_secrets_of_its_own(site: Site) -> None:
     registered = await site.register(
         event_types=["patient_report_sent", "patient_report_sent"],
-        description="  the new portal  ",
+        description="the new portal",
         signature_value="agreed with support",
         authentication={"type": "basic", "username": "carehook", "password": "open sesame"},
     )
@@ -206,11 +206,25 @@ async def test_a_signature_value_that_no_header_can_carry_is_refused(value: str)
 
 
 @pytest.mark.parametrize(
-    "name", ["", " ", "two\nlines", "\x1b[2J", "\x9b2J", "\u2028", "x" * 201, "\x00"], ids=lambda name: repr(name[:9])
+    "name",
+    ["", " ", "\u00a0\u3000", "two\nlines", "\x1b[2J", "\x9b2J", "\u2028", "x" * 201, "\x00"],
+    ids=lambda name: repr(name[:9]),
 )
 def test_a_name_is_one_line_that_no_terminal_acts_on(name: str) -> None:
     with pytest.raises(ValidationError):
         NewOrganization(name=name)
+
+
+@pytest.mark.parametrize("description", ["two\nlines", "\x1b[2J", "x" * 501])
+def test_a_description_is_one_line_too(description: str) -> None:
+    for model in (NewEndpoint, EndpointChanges):
+        with pytest.raises(ValidationError, match="description"):
+            model.model_validate({"url": URL, "description": description})
+
+
+@pytest.mark.parametrize("name", ["x", "Hospital Sant Joan de Déu", "病院", "a" * 200])
+def test_a_name_may_be_in_any_script(name: str) -> None:
+    assert NewOrganization(name=name).name == name
 
 
 # ------------------------------------------------------------------------------------ changing

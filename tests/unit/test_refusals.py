@@ -27,7 +27,8 @@ def refuse(model: type[BaseModel], values: dict[str, Any]) -> Invalid:
     [
         (NewOrganization, {}, "name is required."),
         (NewOrganization, {"name": 7}, "name must be a valid string."),
-        (NewOrganization, {"name": " "}, "name must have at least 1 character."),
+        (NewOrganization, {"name": ""}, "name must have at least 1 character."),
+        (NewOrganization, {"name": " "}, "name must be on one line, without control characters, and not of spaces"),
         (NewOrganization, {"name": "x", "notes": 1}, "notes is not a field here."),
         (NewPrescription, {"active_substances": []}, "active_substances must have at least 1 item after validation"),
         (NewEndpoint, {"url": "u", "authentication": {"type": SECRET}}, "authentication.type must be one of 'none'"),
