@@ -21,8 +21,15 @@ class JsonRequest(Request):
     """A request whose JSON is read strictly: no NaN, and no lone surrogates, which no store can keep."""
 
     async def json(self) -> Any:
-        """The parsed body. Raises `json.JSONDecodeError`, which names a position and shows no content."""
-        return orjson.loads(await self.body())
+        """The parsed body. Raises `json.JSONDecodeError`, which names a position and shows no content.
+
+        Raises `RequestRefused` (422) for `null`: FastAPI would take it for a body that is left out.
+        """
+        parsed = orjson.loads(await self.body())
+        if parsed is None:
+            rule = "must be an object"
+            raise RequestRefused(422, f"The body {rule}.", [FieldError(BODY, rule)])
+        return parsed
 
 
 def find_header(scope: Scope, name: bytes) -> bytes | None:

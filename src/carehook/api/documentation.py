@@ -125,6 +125,9 @@ def _list_operations(app: FastAPI, document: dict[str, Any]) -> Iterator[tuple[P
 
 def _complete(route: PublicRoute, operation: dict[str, Any]) -> None:
     operation["security"] = [{"bearer": []}] if isinstance(route, TokenRoute) else []
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        # A body may be left out, but `null` is none.
+        content["schema"] = content["schema"].get("anyOf", [content["schema"]])[0]
     responses = operation["responses"]
     responses.pop("422", None)
     for status in sorted({*_list_problems(route), *(int(code) for code in responses if int(code) >= 400)}):
