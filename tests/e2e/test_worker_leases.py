@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from carehook.config import Settings
 from carehook.directory.endpoints import EndpointChanges
@@ -97,27 +98,31 @@ async def test_two_workers_on_one_store_send_everything_once(settings: Settings)
 async def test_a_result_that_comes_after_another_worker_took_over_does_not_count(
     settings: Settings, clock: StandingClock
 ) -> None:
-    with GatedReceiver(500) as slow, RecordingReceiver() as healthy:
+    with GatedReceiver(500) as slow, GatedReceiver() as healthy:
         async with (
             open_platform(settings, clock) as platform,
             open_worker(settings, clock=clock, drain=LONG) as late,
-            open_worker(settings, clock=clock) as other,
+            open_worker(settings, clock=clock, drain=LONG) as other,
             open_queue(settings) as queue,
         ):
             endpoint_id = (await platform.register(slow)).endpoint.id
             await platform.publish()
-            async with running(late):
-                await wait_for_waiting(slow, 1)
-                clock.advance(LEASE.total_seconds() + 1)
-                assert await queue.recover_lost(clock()) == 1
-                assert await queue.recover_lost(clock()) == 0
-                late.stop()
-                await platform.application.endpoints.change(endpoint_id, EndpointChanges(url=healthy.url))
-                async with running(other):
-                    await platform.wait_for(DeliveryState.SUCCEEDED)
+            working = asyncio.create_task(late.run())
+            await wait_for_waiting(slow, 1)
+            clock.advance(LEASE.total_seconds() + 1)
+            assert await queue.recover_lost(clock()) == 1
+            assert await queue.recover_lost(clock()) == 0
+            late.stop()
+            await platform.application.endpoints.change(endpoint_id, EndpointChanges(url=healthy.url))
+            async with running(other):
+                await wait_for_waiting(healthy, 1)
                 slow.open()
+                await working
+                meanwhile = await platform.get_delivery()
+                assert (meanwhile.state, meanwhile.in_flight) == (DeliveryState.PENDING, True)
+                healthy.open()
+                await platform.wait_for(DeliveryState.SUCCEEDED)
             delivery = await platform.get_delivery()
-    assert delivery.state is DeliveryState.SUCCEEDED
     assert [(each.number, each.outcome, each.reason) for each in delivery.attempts] == [
         (1, INTERRUPTED, LOST_LEASE),
         (2, RESPONDED, None),
@@ -193,10 +198,43 @@ async def test_a_lost_lease_leaves_the_state_as_people_have_set_it(
     assert len(receiver.requests) == (1 if what == "pause" else 0)
 
 
+async def test_an_old_claim_that_still_waits_does_not_take_the_place_of_the_new_one(
+    settings: Settings, clock: StandingClock
+) -> None:
+    """Both claims of one delivery wait in one process, behind an endpoint that has all that may be in flight."""
+    narrow = settings.model_copy(update={"concurrency": 2})
+    with GatedReceiver() as hanging, RecordingReceiver() as receiver:
+        async with (
+            open_platform(narrow, clock) as platform,
+            open_worker(narrow, clock=clock, wrap=(watch := Watch()), drain=LONG) as worker,
+            open_queue(narrow) as queue,
+        ):
+            stuck = (await platform.register(hanging)).endpoint.id
+            await platform.publish(2)
+            async with running(worker):
+                await wait_for_waiting(hanging, 2)
+                await platform.application.endpoints.pause(stuck)
+                endpoint_id = (await platform.register(receiver)).endpoint.id
+                await platform.publish()
+
+                async def claimed(count: int) -> bool:
+                    return len(watch.queue.claimed) == count
+
+                await eventually(lambda: claimed(3), "one waits behind two in flight")
+                clock.advance(LEASE.total_seconds())
+                assert await queue.recover_lost(clock()) == 3
+                await eventually(lambda: claimed(4), "the same one is claimed anew")
+                assert watch.queue.claimed[2] == watch.queue.claimed[3]
+                hanging.open()
+                await platform.wait_for(DeliveryState.SUCCEEDED, 1, endpoint_id)
+            delivery = await platform.get_delivery(endpoint_id)
+    assert [each.outcome for each in delivery.attempts] == [INTERRUPTED, RESPONDED]
+    assert len(receiver.requests) == 1
+
+
 async def test_a_claim_that_waited_too_long_is_begun_anew_under_a_new_lease(
     settings: Settings, clock: StandingClock
 ) -> None:
-    """Both claims of the second delivery wait in one process: the old one must not take the new one's place."""
     narrow = settings.model_copy(update={"concurrency": 2, "endpoint_concurrency": 1})
     with GatedReceiver() as receiver:
         async with (
@@ -323,10 +361,12 @@ async def test_a_claim_that_comes_back_after_the_stop_is_given_back(settings: Se
                 return watch.queue.claims == 1
 
             await eventually(claiming, "a claim is under way")
-            worker.stop()
-            watch.queue.may_claim.set()
-            await working
+            with capture_logs() as logs:
+                worker.stop()
+                watch.queue.may_claim.set()
+                await working
             deliveries = await platform.list_deliveries()
+    assert [each for each in logs if each["log_level"] == "error"] == []
     assert watch.queue.claimed
     assert sorted(watch.queue.given_back) == sorted(watch.queue.claimed)
     assert [(each.in_flight, each.attempt_count) for each in deliveries] == [(False, 0)] * 3

@@ -22,6 +22,8 @@ _HISTORY: Mapping[str, Any] = {"allergies": [], "diseases": [], "medications": [
 _PROFESSIONAL = {"name": "A Doctor", "avatar": "https://platform.example/doctor.png"}
 _PAUSE = 0.01
 _BATCH = 10
+_PATIENCE = 20.0
+"""Seconds for which a request is repeated after the end of the load."""
 
 
 class Callers:
@@ -114,16 +116,19 @@ class Callers:
         """The answer to a request that is repeated until there is one."""
         url = self._url + (path if path.startswith("/v1") else self._organization + path)
         headers = self._headers | ({"idempotency-key": key} if key else {})
-        while True:
+        patience = _PATIENCE
+        while patience > 0:
             try:
                 answer = session.request(method, url, json=body, headers=headers, timeout=30)
             except requests.RequestException:
                 self.repeated += 1
                 time.sleep(5 * _PAUSE)
+                patience -= 5 * _PAUSE if self._stopping.is_set() else 0
                 continue
             if answer.status_code not in expected:
                 raise Unexpected(f"{method} {path} was answered {answer.status_code}: {answer.text}")
             return answer.json() if answer.content else None
+        raise Unexpected(f"{method} {path} was never answered")
 
 
 class Unexpected(Exception):

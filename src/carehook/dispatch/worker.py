@@ -130,11 +130,14 @@ class Worker:
         lease = _identify_lease(delivery)
         self._not_begun[lease] = delivery
         self._tasks[lease] = asyncio.create_task(self._process(delivery))
-        self._tasks[lease].add_done_callback(lambda _: self._forget(lease))
+        self._tasks[lease].add_done_callback(lambda task: self._forget(lease, task))
 
-    def _forget(self, lease: _Lease) -> None:
+    def _forget(self, lease: _Lease, task: asyncio.Task[None]) -> None:
         del self._tasks[lease]
         self._room.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The lease runs out, and the delivery is attempted again.
+            _log.error("delivery_failed_in_carehook", delivery_id=lease[0], exc_info=error)
 
     async def _process(self, delivery: ClaimedDelivery) -> None:
         endpoint_id = delivery.endpoint.id
