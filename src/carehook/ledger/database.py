@@ -139,6 +139,7 @@ def _create_sqlite_engine(url: URL, *, begin: str, pool_size: int, last: str = "
 
     @event.listens_for(engine.sync_engine, "begin")
     def take_lock(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        driver: Any = connection.connection.driver_connection
+        driver.begin_with_next(begin)
 
     return engine

@@ -1,7 +1,8 @@
-"""aiosqlite with one trip to the connection's thread for each statement.
+"""aiosqlite with one trip to the connection's thread for each statement, and none for what surrounds them.
 
-As it comes it makes four: open a cursor, execute, fetch, close. A trip wakes two threads and takes longer than most
-statements do, so a transaction of a few small statements would spend its time on the way.
+As it comes it makes four: open a cursor, execute, fetch, close; and others to begin a transaction and to roll back what
+was never written. A trip wakes two threads and takes longer than most statements do, so a transaction of a few small
+statements would spend its time on the way.
 """
 
 from __future__ import annotations
@@ -40,26 +41,56 @@ class OneTripCursor(aiosqlite.Cursor):
 
 
 class OneTripConnection(aiosqlite.Connection):
-    """A connection that gives such cursors."""
+    """A connection that gives such cursors, and begins a transaction on the trip of its first statement."""
+
+    _begin: str | None = None
+    _trips = 0
 
     def cursor(self) -> OneTripCursor:  # type: ignore[override] # awaiting it would be a trip
         """A new cursor."""
         return OneTripCursor(self)
 
+    def begin_with_next(self, statement: str) -> None:
+        """Begin a transaction with `statement`, just before the next one is executed."""
+        self._begin = statement
+
     async def run(self, method: str, *arguments: Any) -> tuple[sqlite3.Cursor, list[Any]]:
         """Call a method of the connection on its thread, and fetch what it found."""
+        begin, self._begin = self._begin, None
 
         def call() -> tuple[sqlite3.Cursor, list[Any]]:
-            cursor: sqlite3.Cursor = getattr(self._conn, method)(*arguments)
-            return cursor, cursor.fetchall()
+            try:
+                if begin is not None:
+                    self._conn.execute(begin)
+                cursor: sqlite3.Cursor = getattr(self._conn, method)(*arguments)
+                return cursor, cursor.fetchall()
+            finally:
+                self._trips -= 1
 
+        self._trips += 1
         found: tuple[sqlite3.Cursor, list[Any]] = await self._execute(call)  # type: ignore[no-untyped-call]
         return found
+
+    async def commit(self) -> None:
+        """Make what was written last; a trip, for it waits for the disk."""
+        if self._begin is None:
+            await super().commit()
+        self._begin = None
+
+    async def rollback(self) -> None:
+        """Undo what was written. It does not touch the disk, so it needs no trip unless one is still under way."""
+        self._begin = None
+        if self._trips:
+            await super().rollback()
+        elif self._conn.in_transaction:
+            self._conn.rollback()
 
 
 def connect(database: str, **options: Any) -> OneTripConnection:
     """A connection to open by awaiting it; the options are those of `sqlite3.connect`."""
-    connection = OneTripConnection(functools.partial(sqlite3.connect, database, **options), iter_chunk_size=64)
+    # Two threads use it, but never at once.
+    opening = functools.partial(sqlite3.connect, database, **{**options, "check_same_thread": False})
+    connection = OneTripConnection(opening, iter_chunk_size=64)
     # A connection that nobody closed must not keep the process alive.
     connection._thread.daemon = True
     return connection
