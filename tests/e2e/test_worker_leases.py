@@ -116,8 +116,11 @@ async def test_a_result_that_comes_after_another_worker_took_over_does_not_count
             await platform.application.endpoints.change(endpoint_id, EndpointChanges(url=healthy.url))
             async with running(other):
                 await wait_for_waiting(healthy, 1)
-                slow.open()
-                await working
+                with capture_logs() as logs:
+                    slow.open()
+                    await working
+                troubles = [each["event"] for each in logs if each["log_level"] in ("warning", "error")]
+                assert troubles == ["result_came_after_its_lease"]
                 meanwhile = await platform.get_delivery()
                 assert (meanwhile.state, meanwhile.in_flight) == (DeliveryState.PENDING, True)
                 healthy.open()
