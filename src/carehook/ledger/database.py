@@ -1,6 +1,7 @@
 """Connections. One engine reads and one writes; on SQLite there is one writer, which takes its lock before it reads.
 
-SQLite runs in WAL mode with `synchronous=FULL`: a commit that returned survives a power cut. No error tells the
+SQLite runs in WAL mode with `synchronous=FULL`: a commit that returned survives a power cut, unless it was asked not
+to wait for the disk. No error tells the
 parameters of its statement, for bodies are among them.
 """
 
@@ -67,19 +68,22 @@ class Database:
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
         if self.is_sqlite:
-            self._reader = _create_sqlite_engine(url, begin="BEGIN", pool_size=pool_size, last="PRAGMA query_only = ON")
-            self._writer = _create_sqlite_engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
+            self._reader = _create_sqlite_engine(url, pool_size=pool_size, read_only=True)
+            self._writer = _create_sqlite_engine(url, pool_size=1, read_only=False)
         else:
             self._writer = create_async_engine(url, pool_size=pool_size, pool_pre_ping=True, hide_parameters=True)
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        self._hasty_writer = self._writer.execution_options(carehook_durable=False)
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self, *, durable: bool = True) -> AsyncIterator[AsyncConnection]:
         """A transaction that may write: committed when the block ends, rolled back when it raises.
 
+        Where it need not be `durable`, a power cut may undo it, but nothing that was committed before it or after.
         Raises LedgerUnavailable where the store does not answer; what the block raises passes.
         """
-        async with self._connect(self._writer) as connection, connection.begin():
+        engine = self._writer if durable else self._hasty_writer
+        async with self._connect(engine) as connection, connection.begin():
             yield connection
 
     @asynccontextmanager
@@ -118,7 +122,7 @@ class Database:
             await self._writer.dispose()
 
 
-def _create_sqlite_engine(url: URL, *, begin: str, pool_size: int, last: str = "") -> AsyncEngine:
+def _create_sqlite_engine(url: URL, *, pool_size: int, read_only: bool) -> AsyncEngine:
     engine = create_async_engine(
         url,
         hide_parameters=True,
@@ -133,13 +137,17 @@ def _create_sqlite_engine(url: URL, *, begin: str, pool_size: int, last: str = "
         # Without this the driver begins transactions by itself, too late and deferred.
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in (*_PRAGMAS, last):
+        for pragma in (*_PRAGMAS, f"PRAGMA query_only = {int(read_only)}"):
             cursor.execute(pragma)
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
-    def take_lock(connection: Connection) -> None:
+    def begin(connection: Connection) -> None:
         driver: Any = connection.connection.driver_connection
-        driver.begin_with_next(begin)
+        if read_only:
+            driver.begin_with_next("BEGIN")
+            return
+        durable = connection.get_execution_options().get("carehook_durable", True)
+        driver.begin_with_next(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}", "BEGIN IMMEDIATE")
 
     return engine

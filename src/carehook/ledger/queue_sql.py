@@ -68,7 +68,8 @@ class QueueSql:
         if not due:
             return []
         share = max(1, min(per_endpoint, limit // len(due)))
-        async with self._database.write() as connection:
+        # A power cut may undo a lease: what it was for is due again, as when its worker dies.
+        async with self._database.write(durable=False) as connection:
             parameters = {"ids": due[:limit], "share": share, "now": now, "until": now + lease}
             leased = (await connection.execute(LEASE[connection.dialect.name], parameters)).all()
             return await _load(connection, leased, now + lease)
