@@ -32,8 +32,9 @@ REPORT = dict(CATALOGUE["patient_report_sent"].example)
 class RunningApi:
     """The API of a fresh store. `draining` is what its readiness goes by."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, is_working: bool = True) -> None:
         self._settings = settings
+        self._is_working = is_working
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self.draining = False
@@ -79,13 +80,17 @@ class RunningApi:
             )
             self._loop = asyncio.get_running_loop()
             # It listens from here on: whoever connects before the server accepts waits in the backlog.
-            listening = socket.create_server(("127.0.0.1", 0))
+            # Named as TCP, or asyncio leaves Nagle's algorithm on, and every answer waits for an acknowledgement.
+            listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            listening.bind(("127.0.0.1", 0))
+            listening.listen(128)
             self.port: int = listening.getsockname()[1]
             self._ready.set()
-            working = asyncio.create_task(self.application.worker.run())
+            working = asyncio.create_task(self.application.worker.run()) if self._is_working else None
             await self._server.serve(sockets=[listening])
-            self.application.worker.stop()
-            await working
+            if working:
+                self.application.worker.stop()
+                await working
 
 
 @dataclass(frozen=True, slots=True)

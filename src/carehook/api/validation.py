@@ -75,9 +75,9 @@ def _build_path(detail: Mapping[str, Any]) -> str:
         return BODY
     where, *names = detail["loc"] or (BODY,)
     path = [where] if where not in _LOCATIONS else []
-    for name in names:
+    for before, name in zip([where, *names], names, strict=False):
         # pydantic puts the chosen variant of a union into the path, where the sender knows of none.
-        if not (path and path[-1] == "authentication" and name in _METHODS):
+        if not (before == "authentication" and name in _METHODS):
             path.append(_build_printable(str(name)))
     if detail["type"] in _ABOUT_THE_TAG:
         path.append("type")
