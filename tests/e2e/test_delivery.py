@@ -81,7 +81,7 @@ async def test_a_redirect_is_a_failure_and_is_not_followed(platform: Platform) -
         await platform.publish()
         delivery = await platform.wait_for_attempts(1)
     (attempt,) = delivery.attempts
-    assert attempt.reason == "The endpoint redirected (307); redirects are not followed."
+    assert attempt.reason == "the endpoint redirected (307); redirects are not followed"
     assert (len(receiver.requests), len(elsewhere.requests)) == (1, 0)
     assert delivery.state is DeliveryState.PENDING
 
@@ -160,7 +160,7 @@ async def test_410_disables_the_endpoint_and_holds_its_deliveries_until_it_is_re
         assert (await platform.count_states())[DeliveryState.HELD] == 25
         endpoint = await platform.application.insights.endpoint(endpoint_id)
         assert endpoint.status is EndpointStatus.DISABLED
-        assert endpoint.status_reason == "The endpoint answered 410 Gone."
+        assert endpoint.status_reason == "the endpoint answered 410 Gone"
 
         receiver.then = 200
         sent = len(receiver.requests)
@@ -199,7 +199,7 @@ async def test_a_delivery_whose_secrets_do_not_open_fails_alone_and_says_why(pla
         (attempt,) = delivery.attempts
         assert (delivery.state, attempt.outcome) == (DeliveryState.PENDING, AttemptOutcome.INTERRUPTED)
         assert attempt.reason is not None
-        assert attempt.reason.startswith("The endpoint's secrets cannot be used.")
+        assert attempt.reason.startswith("the endpoint's secrets cannot be used: ")
     assert (len(receiver.requests), len(healthy.requests)) == (0, 10)
 
 
@@ -215,7 +215,7 @@ REASONS = {
     "drop_before_headers": "the connection was closed before a complete response",
     "drop_mid_headers": "the connection was closed before a complete response",
     "drop_mid_body": "the connection was closed before a complete response",
-    "redirect": "The endpoint redirected (307); redirects are not followed.",
+    "redirect": "the endpoint redirected (307); redirects are not followed",
     "garbage": "the response is not valid HTTP",
     "garbage_at_once": "the response is not valid HTTP",
     "garbage_body": "the response is not valid HTTP",
@@ -332,7 +332,7 @@ async def test_oauth2_a_receiver_that_refuses_every_token_is_asked_twice_and_the
     await platform.publish()
     delivery = await platform.wait_for_attempts(1)
     assert [attempt.status_code for attempt in delivery.attempts] == [401]
-    assert delivery.attempts[0].reason == "The endpoint answered 401."
+    assert delivery.attempts[0].reason == "the endpoint answered 401"
     assert len(authorization_server.get_token_requests()) == 2
     assert len(authorization_server.get_hooks()) == 2
 

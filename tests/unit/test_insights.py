@@ -63,7 +63,7 @@ async def test_a_delivery_shows_each_attempt_and_how_a_refusal_began(carehook: A
     assert (delivery.state, delivery.attempt_count, delivery.due_at) == (DeliveryState.SUCCEEDED, 2, None)
     failed, succeeded = delivery.attempts
     assert (failed.number, failed.outcome, failed.status_code) == (1, AttemptOutcome.RESPONDED, 500)
-    assert (failed.reason, failed.response_excerpt) == ("The endpoint answered 500.", "café\tis\nclosed")
+    assert (failed.reason, failed.response_excerpt) == ("the endpoint answered 500", "café\tis\nclosed")
     assert (succeeded.number, succeeded.status_code, succeeded.reason) == (2, 200, None)
     assert succeeded.response_excerpt is None
     assert failed.duration_ms > 0

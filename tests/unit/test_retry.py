@@ -64,7 +64,7 @@ def test_every_failure_goes_by_the_schedule_and_then_is_exhausted(outcome: Outco
 @pytest.mark.parametrize("failures", range(5))
 def test_410_disables_the_endpoint_and_costs_the_delivery_no_retry(failures: int) -> None:
     decision = decide_on(Responded(410, {"retry-after": "3600"}), failures=failures)
-    assert decision == Decision(Transition.RESCHEDULE, NOW, False, "The endpoint answered 410 Gone.")
+    assert decision == Decision(Transition.RESCHEDULE, NOW, False, "the endpoint answered 410 Gone")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ async def test_a_failed_attempt_is_repeated_with_the_same_id_and_the_same_bytes(
         assert first.headers["webhook-id"] == second.headers["webhook-id"] == event_id
         assert first.body == second.body
         failed, succeeded = delivery.attempts
-        assert (failed.status_code, failed.reason) == (500, "The endpoint answered 500.")
+        assert (failed.status_code, failed.reason) == (500, "the endpoint answered 500")
         assert failed.response_excerpt == "out of order"
         assert succeeded.status_code == 200
 
@@ -55,7 +55,7 @@ async def test_an_endpoint_that_is_gone_is_disabled_and_its_deliveries_are_held(
         await wait_for_delivery(carehook, event_id, DeliveryState.HELD)
         disabled = await carehook.insights.endpoint(endpoint.id)
         assert disabled.status is EndpointStatus.DISABLED
-        assert disabled.status_reason == "The endpoint answered 410 Gone."
+        assert disabled.status_reason == "the endpoint answered 410 Gone"
 
         # It was a mistake of theirs: the endpoint is resumed, and what was held goes on.
         await carehook.endpoints.resume(endpoint.id)

@@ -33,7 +33,7 @@ from carehook.metrics import Metrics
 ATTEMPT_LIMIT: Final = timedelta(seconds=20)
 """How long an attempt may take: one request, or several where a token must be fetched first or anew."""
 
-STOPPED: Final = "Carehook was stopped before the outcome was known; the receiver may have got it."
+STOPPED: Final = "Carehook was stopped before the outcome was known; the receiver may have got it"
 
 _log = structlog.get_logger("carehook.attempt")
 
@@ -68,10 +68,10 @@ class Deliverer:
             credentials = self._credentials.get(delivery.endpoint)
             outcome = await self._exchange_in_time(build_request(delivery, credentials, started_at), credentials)
         except KeyringError as error:
-            outcome = Interrupted(f"The endpoint's secrets cannot be used. {error}")
+            outcome = Interrupted(f"the endpoint's secrets cannot be used: {error}")
         except Exception as error:
             _log.exception("attempt_failed_in_carehook", delivery_id=delivery.id)
-            outcome = Interrupted(f"Carehook failed: {type(error).__name__}.")
+            outcome = Interrupted(f"Carehook failed before the outcome was known ({type(error).__name__})")
         return self._conclude(delivery, outcome, started_at, time.perf_counter() - begun)
 
     def interrupt(self, delivery: ClaimedDelivery, started_at: datetime) -> FinishedAttempt:
@@ -89,7 +89,7 @@ class Deliverer:
     async def _exchange(self, request: Request, credentials: Credentials) -> Outcome:
         """Drive the authentication's flow; the last answer of the endpoint, or what kept us from it, is the outcome."""
         flow = credentials.authentication.authenticate(request)
-        outcome: Outcome = Interrupted("The authentication sent nothing.")
+        outcome: Outcome = Interrupted("the authentication sent nothing")
         step = next(flow, None)
         while step is not None:
             answer = await (self._sender.send(step) if isinstance(step, Request) else self._tokens.get(step))
@@ -190,5 +190,5 @@ def describe(outcome: Outcome) -> str | None:
     if outcome.is_success:
         return None
     if 300 <= outcome.status <= 399:
-        return f"The endpoint redirected ({outcome.status}); redirects are not followed."
-    return f"The endpoint answered {outcome.status}."
+        return f"the endpoint redirected ({outcome.status}); redirects are not followed"
+    return f"the endpoint answered {outcome.status}"

@@ -22,7 +22,7 @@ JITTER: Final = 0.2
 SHORTEST_RETRY_AFTER: Final = timedelta(seconds=1)
 LONGEST_RETRY_AFTER: Final = timedelta(hours=24)
 
-GONE: Final = "The endpoint answered 410 Gone."
+GONE: Final = "the endpoint answered 410 Gone"
 
 _INTERRUPTED_STEPS: Final = 2
 
