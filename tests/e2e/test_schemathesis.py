@@ -56,5 +56,6 @@ def test_schemathesis_finds_nothing(
     run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-20_000:] + run.stderr[-2_000:]
     paths = operator.take("GET", "/openapi.json")["paths"]
-    count = sum(len(operations) for operations in paths.values())
+    # All but the one that schemathesis has just read the document from.
+    count = sum(len(operations) for path, operations in paths.items() if path != "/openapi.json")
     assert f"Selected: {count}/{count}" in run.stdout
