@@ -145,12 +145,12 @@ def bench(
 
     A figure that misses what is wanted is marked; the exit code is 0 all the same, since machines differ.
     """
-    import asyncio
+    import uvloop
 
     from carehook.cli.bench.run import build_report, run_benchmark
     from carehook.cli.figures import print_figures
 
-    figures = asyncio.run(run_benchmark(scale, lambda what: say(f"Measuring {what} …")))
+    figures = uvloop.run(run_benchmark(scale, lambda what: say(f"Measuring {what} …")))
     report = build_report(figures)
     if as_json:
         print_json(report)
