@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
@@ -17,7 +17,7 @@ from carehook.directory.endpoints import EndpointWithSecrets, NewEndpoint
 from carehook.directory.organizations import NewOrganization
 from carehook.insights import DeliveryView, EventView
 from carehook.ledger.port import Ledger, Transaction
-from carehook.ledger.records import DeliveryFilter, PageRequest
+from carehook.ledger.records import Additions, DeliveryFilter, Known, PageRequest
 
 NOON: Final = datetime(2024, 1, 1, 12, tzinfo=UTC)
 ALL: Final = PageRequest(limit=1000)
@@ -100,6 +100,23 @@ class WatchedLedger:
         async with self._ledger.transaction() as transaction:
             yield cast(Transaction, _WatchedTransaction(transaction, self.count_step))
             self.count_step()
+
+    async def accept(
+        self,
+        organization_ids: Collection[str],
+        keys: Collection[tuple[str, str]],
+        decide: Callable[[Known], Additions],
+        now: datetime,
+    ) -> None:
+        """The ledger's own, whose step is the decision: it fails after it, before anything is added."""
+        self.transactions += 1
+
+        def decide_watched(known: Known) -> Additions:
+            additions = decide(known)
+            self.count_step()
+            return additions
+
+        await self._ledger.accept(organization_ids, keys, decide_watched, now)
 
     def snapshot(self) -> Any:
         """A snapshot of the ledger."""

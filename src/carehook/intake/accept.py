@@ -9,9 +9,9 @@ Laws:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from hashlib import sha256
 from typing import Final
 
@@ -21,7 +21,7 @@ from carehook.events import AnyEvent
 from carehook.ids import ORGANIZATION, is_id
 from carehook.intake.recipients import build_deliveries, freeze_event, match_recipients
 from carehook.ledger.port import DuplicateKey, Ledger, Transaction
-from carehook.ledger.records import Answered, Endpoint, NewDelivery, StoredEvent
+from carehook.ledger.records import Additions, Answered, Endpoint, Known, NewDelivery, StoredEvent
 from carehook.metrics import Metrics
 from carehook.refusals import Refusal, build_invalid, build_not_found
 
@@ -123,44 +123,39 @@ class Intake:
     async def _write_once(self, submissions: Sequence[Submission]) -> Sequence[Accepted | Refusal]:
         organization_ids = {each.organization_id for each in submissions}
         keys = {(each.organization_id, each.key) for each in submissions if each.key is not None}
-        async with self._ledger.transaction() as transaction:
-            known = await transaction.organizations.existing(organization_ids)
-            endpoints = await transaction.endpoints.recipients(known)
-            answered = dict(await transaction.idempotency_keys.find(keys)) if keys else {}
-            plan = build_plan(submissions, known, endpoints, answered)
-            await _store(transaction, plan, self._clock())
-        self.count(plan.events)
+        plan = _Plan(submissions)
+        await self._ledger.accept(organization_ids, keys, plan.decide, self._clock())
+        self.count(plan.additions.events)
         return plan.answers
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What one transaction stores, and the answer to each of its submissions."""
+class _Plan:
+    """What becomes of each submission: decided within the transaction, answered after it."""
 
-    answers: Sequence[Accepted | Refusal]
-    events: Sequence[StoredEvent]
-    deliveries: Sequence[NewDelivery]
-    new_keys: Mapping[_Key, Answered]
+    def __init__(self, submissions: Sequence[Submission]) -> None:
+        self._submissions = submissions
+        self.answers: Sequence[Accepted | Refusal] = ()
+        self.additions = Additions((), (), {})
+
+    def decide(self, known: Known) -> Additions:
+        """Decide, given what is known now."""
+        self.answers, self.additions = decide_additions(self._submissions, known)
+        return self.additions
 
 
-def build_plan(
-    submissions: Sequence[Submission],
-    known: frozenset[str],
-    endpoints: Sequence[Endpoint],
-    answered: Mapping[_Key, Answered],
-) -> Plan:
-    """Decide what becomes of each submission, given what is stored already."""
+def decide_additions(submissions: Sequence[Submission], known: Known) -> tuple[Sequence[Accepted | Refusal], Additions]:
+    """Decide what is answered to each submission and what is stored for it, given what is stored already."""
     answers: list[Accepted | Refusal] = []
     events: list[StoredEvent] = []
     deliveries: list[NewDelivery] = []
     new_keys: dict[_Key, Answered] = {}
     endpoints_of: defaultdict[str, list[Endpoint]] = defaultdict(list)
-    for endpoint in endpoints:
+    for endpoint in known.endpoints:
         endpoints_of[endpoint.organization_id].append(endpoint)
     for submission in submissions:
         key = (submission.organization_id, submission.key) if submission.key is not None else None
-        first = (answered.get(key) or new_keys.get(key)) if key else None
-        if submission.organization_id not in known:
+        first = (known.answered.get(key) or new_keys.get(key)) if key else None
+        if submission.organization_id not in known.organizations:
             answers.append(build_not_found("organization", submission.organization_id))
         elif first is not None:
             answers.append(_answer_again(first, submission))
@@ -177,7 +172,7 @@ def build_plan(
             if key:
                 answer = {"event_ids": list(accepted.event_ids), "deliveries": accepted.deliveries}
                 new_keys[key] = Answered(submission.fingerprint, answer)
-    return Plan(answers, events, deliveries, new_keys)
+    return answers, Additions(events, deliveries, new_keys)
 
 
 def check_key(key: str) -> None:
@@ -191,15 +186,6 @@ def _answer_again(first: Answered, submission: Submission) -> Accepted | Refusal
         # draft-ietf-httpapi-idempotency-key-header §2.7: a key reused for another payload is a 422.
         return build_invalid("Idempotency-Key", "was used for another request; repeat a request unchanged")
     return Accepted(tuple(first.answer["event_ids"]), first.answer["deliveries"])
-
-
-async def _store(transaction: Transaction, plan: Plan, now: datetime) -> None:
-    if plan.events:
-        await transaction.events.add(plan.events)
-    if plan.deliveries:
-        await transaction.deliveries.add(plan.deliveries)
-    if plan.new_keys:
-        await transaction.idempotency_keys.add(plan.new_keys, now)
 
 
 async def store_event(transaction: Transaction, event: StoredEvent) -> Accepted:

@@ -8,9 +8,11 @@ parameters of its statement, for bodies are among them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
+from typing import Any, TypeVar
 
 import asyncpg
 import sqlalchemy as sa
@@ -20,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from carehook.ledger import sqlite_driver
 from carehook.ledger.port import LedgerUnavailable
+from carehook.ledger.sessions import Session, SessionPostgres, SqliteWriter
 
 BUSY_TIMEOUT_SECONDS = 30
 """How long a statement waits for another process's write on SQLite before it fails."""
@@ -61,30 +64,49 @@ def parse_database_url(text: str) -> URL:
     raise ValueError(f"the database URL begins with {backend}:; use sqlite: or postgresql:")
 
 
+Result = TypeVar("Result")
+
+
 class Database:
     """The engines of one store. Opens nothing until it is first used."""
 
     def __init__(self, url: URL, *, pool_size: int = 8) -> None:
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
+        self._session_writer: SqliteWriter | None = None
         if self.is_sqlite:
             self._reader = _create_sqlite_engine(url, pool_size=pool_size, read_only=True)
             self._writer = _create_sqlite_engine(url, pool_size=1, read_only=False)
+            self._session_writer = SqliteWriter(partial(_open_sqlite, url), self._writer.dialect)
+            # SQLite lets one write at a time. Its own waiting is by polls; this is by turns.
+            self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock()
         else:
+            self._turn = nullcontext()
             self._writer = create_async_engine(url, pool_size=pool_size, pool_pre_ping=True, hide_parameters=True)
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        self._hasty_writer = self._writer.execution_options(carehook_durable=False)
 
     @asynccontextmanager
-    async def write(self, *, durable: bool = True) -> AsyncIterator[AsyncConnection]:
+    async def write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that may write: committed when the block ends, rolled back when it raises.
 
-        Where it need not be `durable`, a power cut may undo it, but nothing that was committed before it or after.
         Raises LedgerUnavailable where the store does not answer; what the block raises passes.
         """
-        engine = self._writer if durable else self._hasty_writer
-        async with self._connect(engine) as connection, connection.begin():
+        async with self._turn, self._connect(self._writer) as connection, connection.begin():
             yield connection
+
+    async def run(self, work: Callable[[Session], Result], *, durable: bool = True) -> Result:
+        """What `work` returns of a transaction of its own, once that is committed. Raises as `write` does.
+
+        Where it need not be `durable`, a power cut may undo it, but nothing that was committed before it or after.
+        """
+        if self._session_writer is None:
+            async with self.write() as connection:
+                return await connection.run_sync(lambda synchronous: work(SessionPostgres(synchronous)))
+        try:
+            async with self._turn:
+                return await self._session_writer.run(work, durable=durable)
+        except sqlite3.OperationalError as error:
+            raise self._explain(error) from error
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -117,9 +139,18 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._session_writer is not None:
+            await self._session_writer.close()
         await self._reader.dispose()
         if self._writer is not self._reader:
             await self._writer.dispose()
+
+
+def _open_sqlite(url: URL) -> sqlite3.Connection:
+    connection = sqlite3.connect(str(url.database), timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+    for pragma in _PRAGMAS:
+        connection.execute(pragma)
+    return connection
 
 
 def _create_sqlite_engine(url: URL, *, pool_size: int, read_only: bool) -> AsyncEngine:
@@ -144,10 +175,6 @@ def _create_sqlite_engine(url: URL, *, pool_size: int, read_only: bool) -> Async
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:
         driver: Any = connection.connection.driver_connection
-        if read_only:
-            driver.begin_with_next("BEGIN")
-            return
-        durable = connection.get_execution_options().get("carehook_durable", True)
-        driver.begin_with_next(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}", "BEGIN IMMEDIATE")
+        driver.begin_with_next("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine

@@ -10,28 +10,28 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from carehook.ledger.records import Endpoint, Organization, Page, PageRequest
-from carehook.ledger.statements import Ids, among, fetch_page
+from carehook.ledger.statements import Ids, Prepared, among, fetch_page
 from carehook.ledger.states import EndpointStatus
 from carehook.ledger.tables import endpoints, organizations
 
 _present = endpoints.c.status != EndpointStatus.DELETED
 
 _organization_ids = sa.bindparam("organization_ids", type_=Ids())
-_EXISTING = sa.select(organizations.c.id).where(among(organizations.c.id, _organization_ids))
-_RECIPIENTS = (
+_existing = sa.select(organizations.c.id).where(among(organizations.c.id, _organization_ids))
+_recipients = (
     sa.select(endpoints)
     .where(among(endpoints.c.organization_id, _organization_ids), _present)
     .order_by(endpoints.c.id)
     .with_for_update(read=True)
 )
+EXISTING, RECIPIENTS = Prepared(_existing), Prepared(_recipients)
+"""The same within a session, as `Organizations.existing` and `Endpoints.recipients`."""
 
 
-def build_endpoint(row: sa.Row[Any]) -> Endpoint:
-    """The endpoint that a row of the table holds."""
-    fields = dict(row._mapping)
-    fields["event_types"] = tuple(fields["event_types"])
-    fields["status"] = EndpointStatus(fields["status"])
-    return Endpoint(**fields)
+def build_endpoint(row: Sequence[Any]) -> Endpoint:
+    """The endpoint that a row of the table holds, its columns in their order."""
+    endpoint_id, organization_id, url, description, event_types, status, *rest = row
+    return Endpoint(endpoint_id, organization_id, url, description, tuple(event_types), EndpointStatus(status), *rest)
 
 
 def _endpoint_values(endpoint: Endpoint) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class OrganizationsSql:
 
     async def existing(self, organization_ids: Collection[str]) -> frozenset[str]:
         """Those of the ids that there are."""
-        found = await self._connection.execute(_EXISTING, {"organization_ids": organization_ids})
+        found = await self._connection.execute(_existing, {"organization_ids": organization_ids})
         return frozenset(found.scalars())
 
     async def page(self, request: PageRequest) -> Page[Organization]:
@@ -99,5 +99,5 @@ class EndpointsSql:
 
     async def recipients(self, organization_ids: Collection[str]) -> Sequence[Endpoint]:
         """All endpoints of the organizations; a share lock keeps a pause or a deletion until after our commit."""
-        found = await self._connection.execute(_RECIPIENTS, {"organization_ids": organization_ids})
+        found = await self._connection.execute(_recipients, {"organization_ids": organization_ids})
         return [build_endpoint(row) for row in found]

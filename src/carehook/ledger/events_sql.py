@@ -52,17 +52,25 @@ def _build_attempt(row: sa.Row[tuple[object, ...]]) -> Attempt:
 
 
 _EVENT_NAMES = [field.name for field in dataclasses.fields(StoredEvent)]
-_ADD_EVENTS = Bulk(events.insert(), _EVENT_NAMES)
-_take_event = attrgetter(*_EVENT_NAMES)
+ADD_EVENTS = Bulk(events.insert(), _EVENT_NAMES)
+take_event = attrgetter(*_EVENT_NAMES)
 
 _NEW_DELIVERY_NAMES = [field.name for field in dataclasses.fields(NewDelivery)]
-_ADD_DELIVERIES = Bulk(deliveries.insert(), [*_NEW_DELIVERY_NAMES, "due_at"])
+ADD_DELIVERIES = Bulk(deliveries.insert(), [*_NEW_DELIVERY_NAMES, "due_at"])
 # `.value`: the driver is slow to see that a member of an enumeration is a string.
-_take_delivery = attrgetter(
+take_delivery = attrgetter(
     *(f"{name}.value" if name == "state" else name for name in _NEW_DELIVERY_NAMES), "created_at"
 )
 
-_ADD_ANSWERS = Bulk(idempotency_keys.insert(), ["organization_id", "key", "fingerprint", "answer", "created_at"])
+ADD_ANSWERS = Bulk(idempotency_keys.insert(), ["organization_id", "key", "fingerprint", "answer", "created_at"])
+
+
+def take_answers(answers: Mapping[tuple[str, str], Answered], now: datetime) -> list[tuple[object, ...]]:
+    """The rows for `ADD_ANSWERS`, in the order of their keys."""
+    return [
+        (organization_id, key, answered.fingerprint, dict(answered.answer), now)
+        for (organization_id, key), answered in sorted(answers.items(), key=lambda item: item[0])
+    ]
 
 
 class EventsSql:
@@ -73,7 +81,7 @@ class EventsSql:
 
     async def add(self, new: Sequence[StoredEvent]) -> None:
         """Store accepted events."""
-        await _ADD_EVENTS.execute(self._connection, [_take_event(event) for event in new])
+        await ADD_EVENTS.execute(self._connection, [take_event(event) for event in new])
 
     async def get(self, event_id: str) -> StoredEvent | None:
         """One event."""
@@ -95,7 +103,7 @@ class DeliveriesSql:
 
     async def add(self, new: Sequence[NewDelivery]) -> None:
         """Store new deliveries."""
-        await _ADD_DELIVERIES.execute(self._connection, [_take_delivery(delivery) for delivery in new])
+        await ADD_DELIVERIES.execute(self._connection, [take_delivery(delivery) for delivery in new])
         if new:
             self._on_due()
 
@@ -224,12 +232,8 @@ class IdempotencyKeysSql:
 
     async def add(self, answers: Mapping[tuple[str, str], Answered], now: datetime) -> None:
         """Remember answers."""
-        rows = [
-            (organization_id, key, answered.fingerprint, dict(answered.answer), now)
-            for (organization_id, key), answered in sorted(answers.items(), key=lambda item: item[0])
-        ]
         try:
-            await _ADD_ANSWERS.execute(self._connection, rows)
+            await ADD_ANSWERS.execute(self._connection, take_answers(answers, now))
         except sa.exc.IntegrityError:
             raise DuplicateKey("an idempotency key was just used") from None
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from carehook.ledger.accept_sql import accept
 from carehook.ledger.access_sql import InstallationSql, TokensSql
 from carehook.ledger.care_sql import CareSql
 from carehook.ledger.database import Database
 from carehook.ledger.directory_sql import EndpointsSql, OrganizationsSql
 from carehook.ledger.events_sql import DeliveriesSql, EventsSql, IdempotencyKeysSql
+from carehook.ledger.records import Additions, Known
 from carehook.ledger.schema import check_schema
 
 
@@ -64,6 +67,17 @@ class LedgerSql:
         """Read alone."""
         async with self._database.read() as connection:
             yield _build_transaction(connection, lambda: None)
+
+    async def accept(
+        self,
+        organization_ids: Collection[str],
+        keys: Collection[tuple[str, str]],
+        decide: Callable[[Known], Additions],
+        now: datetime,
+    ) -> None:
+        """Add what `decide` says, in one transaction."""
+        if await self._database.run(lambda session: accept(session, organization_ids, keys, decide, now)):
+            self._on_due()
 
     async def check(self) -> None:
         """Raises LedgerUnavailable where the store does not answer or its schema is not this version's."""

@@ -9,12 +9,13 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from carehook.ledger.records import (
+    Additions,
     Answered,
     Attempt,
     Backlog,
@@ -24,6 +25,7 @@ from carehook.ledger.records import (
     DeliveryFilter,
     Endpoint,
     FinishedAttempt,
+    Known,
     NewDelivery,
     Organization,
     Page,
@@ -244,6 +246,21 @@ class Ledger(Protocol):
 
     def snapshot(self) -> AbstractAsyncContextManager[Transaction]:
         """Read alone, one state of the store throughout, without holding up writers."""
+        ...
+
+    async def accept(
+        self,
+        organization_ids: Collection[str],
+        keys: Collection[tuple[str, str]],
+        decide: Callable[[Known], Additions],
+        now: datetime,
+    ) -> None:
+        """Add what `decide` says, in one transaction, given what is known of the organizations and idempotency keys.
+
+        The endpoints stay as they are until it is committed. `decide` may be called on another thread, and again; it
+        must not wait for anything. Raises `DuplicateKey` where another transaction has just used one of the keys, and
+        what `decide` raises.
+        """
         ...
 
     async def check(self) -> None:

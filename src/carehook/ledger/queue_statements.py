@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from carehook.ledger.records import Attempt
-from carehook.ledger.statements import Bulk, Ids, among, lock_deliveries
+from carehook.ledger.statements import Bulk, Ids, Prepared, among, build_move, lock_deliveries
 from carehook.ledger.states import EndpointStatus, Transition, states_before
 from carehook.ledger.tables import LEASED, WAITING, attempts, deliveries, endpoints, events, in_state
 
@@ -42,7 +42,7 @@ def _build_waiting_endpoints() -> sa.Select[Any]:
     return sa.select(found).where(found.c.due_at.is_not(None)).order_by(found.c.due_at)
 
 
-WAITING_ENDPOINTS = _build_waiting_endpoints()
+WAITING_ENDPOINTS = Prepared(_build_waiting_endpoints())
 
 
 def _build_lease(dialect: str) -> Any:
@@ -79,9 +79,9 @@ def _build_lease(dialect: str) -> Any:
     )
 
 
-LEASE = {dialect: _build_lease(dialect) for dialect in ("sqlite", "postgresql")}
-EVENTS_OF = sa.select(events.c.id, events.c.created_at, events.c.body).where(among(events.c.id, _ids))
-ENDPOINTS_OF = sa.select(endpoints).where(among(endpoints.c.id, _ids))
+LEASE = {dialect: Prepared(_build_lease(dialect)) for dialect in ("sqlite", "postgresql")}
+EVENTS_OF = Prepared(sa.select(events.c.id, events.c.created_at, events.c.body).where(among(events.c.id, _ids)))
+ENDPOINTS_OF = Prepared(sa.select(endpoints).where(among(endpoints.c.id, _ids)))
 
 
 FINISH = Bulk(
@@ -129,11 +129,28 @@ _to_hold = in_state(
     where=among(deliveries.c.endpoint_id, sa.bindparam("endpoint_ids", type_=Ids())),
 )
 _lease_columns = (deliveries.c.id, deliveries.c.lease_token, deliveries.c.state, deliveries.c.lease_until)
-LOCK_LEASED = lock_deliveries(_finished, *_lease_columns)
-LOCK_LEASED_AND_HELD = lock_deliveries(_finished | _to_hold, *_lease_columns)
-LOCK_ENDPOINTS = (
+LOCK_LEASED = Prepared(lock_deliveries(_finished, *_lease_columns))
+LOCK_LEASED_AND_HELD = Prepared(lock_deliveries(_finished | _to_hold, *_lease_columns))
+LOCK_ENDPOINTS = Prepared(
     sa.select(endpoints.c.id)
     .where(among(endpoints.c.id, _ids))
     .order_by(endpoints.c.id)
     .with_for_update(key_share=True)
+)
+
+DISABLE = Prepared(
+    endpoints.update()
+    .where(endpoints.c.id == sa.bindparam("endpoint"), endpoints.c.status == EndpointStatus.ACTIVE)
+    .values(status=EndpointStatus.DISABLED, status_reason=sa.bindparam("reason"), updated_at=sa.bindparam("now"))
+    .returning(endpoints.c.id)
+)
+HOLD = Prepared(build_move(Transition.HOLD, deliveries.c.endpoint_id == sa.bindparam("endpoint")))
+
+_ran_out = deliveries.c.lease_until <= sa.bindparam("now")
+LOST = Prepared(
+    sa.select(deliveries.c.id, deliveries.c.leased_at, deliveries.c.lease_until, deliveries.c.attempt_count)
+    .where(_ran_out)
+    .order_by(deliveries.c.lease_until)
+    .limit(sa.bindparam("most"))
+    .with_for_update(skip_locked=True, key_share=True)
 )

@@ -187,6 +187,24 @@ class Answered:
     answer: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the store knows when events are accepted: which organizations there are, their endpoints, former answers."""
+
+    organizations: frozenset[str]
+    endpoints: Sequence[Endpoint]
+    answered: Mapping[tuple[str, str], Answered]
+
+
+@dataclass(frozen=True, slots=True)
+class Additions:
+    """What accepting adds to the store. `answers` are by organization and idempotency key."""
+
+    events: Sequence[StoredEvent]
+    deliveries: Sequence[NewDelivery]
+    answers: Mapping[tuple[str, str], Answered]
+
+
 class Role(StrEnum):
     """What a token may do."""
 

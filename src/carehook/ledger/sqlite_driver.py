@@ -43,25 +43,25 @@ class OneTripCursor(aiosqlite.Cursor):
 class OneTripConnection(aiosqlite.Connection):
     """A connection that gives such cursors, and begins a transaction on the trip of its first statement."""
 
-    _begin: tuple[str, ...] = ()
+    _begin: str | None = None
     _trips = 0
 
     def cursor(self) -> OneTripCursor:  # type: ignore[override] # awaiting it would be a trip
         """A new cursor."""
         return OneTripCursor(self)
 
-    def begin_with_next(self, *statements: str) -> None:
-        """Begin a transaction with `statements`, just before the next one is executed."""
-        self._begin = statements
+    def begin_with_next(self, statement: str) -> None:
+        """Begin a transaction with `statement`, just before the next one is executed."""
+        self._begin = statement
 
     async def run(self, method: str, *arguments: Any) -> tuple[sqlite3.Cursor, list[Any]]:
         """Call a method of the connection on its thread, and fetch what it found."""
-        begin, self._begin = self._begin, ()
+        begin, self._begin = self._begin, None
 
         def call() -> tuple[sqlite3.Cursor, list[Any]]:
             try:
-                for statement in begin:
-                    self._conn.execute(statement)
+                if begin is not None:
+                    self._conn.execute(begin)
                 cursor: sqlite3.Cursor = getattr(self._conn, method)(*arguments)
                 return cursor, cursor.fetchall()
             finally:
@@ -73,13 +73,13 @@ class OneTripConnection(aiosqlite.Connection):
 
     async def commit(self) -> None:
         """Make what was written last; a trip, for it waits for the disk."""
-        if not self._begin:
+        if self._begin is None:
             await super().commit()
-        self._begin = ()
+        self._begin = None
 
     async def rollback(self) -> None:
         """Undo what was written. It does not touch the disk, so it needs no trip unless one is still under way."""
-        self._begin = ()
+        self._begin = None
         if self._trips:
             await super().rollback()
         elif self._conn.in_transaction:

@@ -2,8 +2,11 @@
 the table of transitions, and a statement for many rows.
 """
 
+from __future__ import annotations
+
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import sqlalchemy as sa
@@ -15,6 +18,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from carehook.ledger.records import Page, PageRequest
+from carehook.ledger.sessions import Session
 from carehook.ledger.states import TRANSITIONS, DeliveryState, Transition, states_before
 from carehook.ledger.tables import deliveries, in_state
 
@@ -133,9 +137,15 @@ class Bulk:
 
     async def execute(self, connection: AsyncConnection, rows: Sequence[Sequence[Any]]) -> None:
         """Run the statement for each of the rows, if there are any."""
-        if not rows:
-            return
-        dialect = connection.dialect
+        if rows:
+            await connection.exec_driver_sql(*self._take(connection.dialect, rows))
+
+    def run(self, session: Session, rows: Sequence[Sequence[Any]]) -> None:
+        """The same within a session."""
+        if rows:
+            session.execute_many(*self._take(session.dialect, rows))
+
+    def _take(self, dialect: Dialect, rows: Sequence[Sequence[Any]]) -> tuple[str, list[tuple[Any, ...]]]:
         if dialect.name not in self._compiled:
             self._compiled[dialect.name] = self._compile(dialect)
         text, parameters = self._compiled[dialect.name]
@@ -144,7 +154,7 @@ class Bulk:
             map(convert, columns[position]) if convert is not None else columns[position]
             for position, convert in parameters
         ]
-        await connection.exec_driver_sql(text, list(zip(*taken, strict=True)))
+        return text, list(zip(*taken, strict=True))
 
     def _compile(self, dialect: Dialect) -> tuple[str, Sequence[_Parameter]]:
         compiled: Any = self._statement.compile(dialect=dialect, column_keys=list(self._names))
@@ -152,3 +162,52 @@ class Bulk:
             (self._names.index(name), compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
             for name in compiled.positiontup
         ]
+
+
+class Prepared:
+    """A statement for a session: compiled once for a dialect, then handed to the driver as text and values."""
+
+    def __init__(self, statement: sa.sql.expression.UpdateBase | sa.Select[Any]) -> None:
+        self._statement = statement
+        self._compiled: dict[str, _Compiled] = {}
+
+    def fetch(self, session: Session, **parameters: Any) -> Sequence[tuple[Any, ...]]:
+        """The rows that the statement gives for these parameters, their values as the columns' types have them."""
+        compiled = self._compiled.get(session.dialect.name)
+        if compiled is None:
+            compiled = self._compiled[session.dialect.name] = self._compile(session.dialect)
+        given = {**compiled.defaults, **parameters}
+        values = [given[name] if convert is None else convert(given[name]) for name, convert in compiled.parameters]
+        rows = session.fetch(compiled.text, values)
+        converters = compiled.converters
+        if not rows or not converters:
+            return rows
+        columns = list(zip(*rows, strict=True))
+        for position, convert in converters:
+            columns[position] = tuple(map(convert, columns[position]))
+        return list(zip(*columns, strict=True))
+
+    def _compile(self, dialect: Dialect) -> _Compiled:
+        compiled: Any = self._statement.compile(dialect=dialect)
+        results = [
+            entry.type.dialect_impl(dialect).result_processor(dialect, None) for entry in compiled._result_columns
+        ]
+        return _Compiled(
+            text=str(compiled),
+            parameters=[
+                (name, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
+                for name in compiled.positiontup
+            ],
+            defaults={name: value for name, value in compiled.params.items() if value is not None},
+            converters=[(position, convert) for position, convert in enumerate(results) if convert is not None],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A statement as the driver takes it, with what its parameters and columns are converted by."""
+
+    text: str
+    parameters: Sequence[tuple[str, Callable[[Any], Any] | None]]
+    defaults: Mapping[str, Any]
+    converters: Sequence[tuple[int, Callable[[Any], Any]]]
