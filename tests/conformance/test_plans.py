@@ -1,16 +1,19 @@
 """However long the history is, what happens often looks only at the rows it is about."""
 
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from carehook.ledger import sessions
 from carehook.ledger.port import Transaction
 from carehook.ledger.records import DeliveryFilter, PageRequest
+from carehook.ledger.sessions import Row, SessionSqlite
 from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
 from tests.conformance.store import LEASE, NOW, ORGANIZATION, SECOND, Store, build_delivery, build_event, build_finished
 
@@ -32,9 +35,21 @@ def record_statements() -> Iterator[list[tuple[str, Any]]]:
         if statement.lstrip().startswith(("SELECT", "UPDATE", "WITH", "DELETE")):
             recorded.append((statement, parameters[0] if many else parameters))
 
+    class RecordingSession(SessionSqlite):
+        """A session beside SQLAlchemy, which tells of its statements as SQLAlchemy does."""
+
+        def fetch(self, text: str, parameters: Sequence[Any]) -> Sequence[Row]:
+            record(None, None, text, parameters, None, False)
+            return super().fetch(text, parameters)
+
+        def execute_many(self, text: str, rows: Sequence[Sequence[Any]]) -> None:
+            record(None, None, text, rows, None, True)
+            super().execute_many(text, rows)
+
     event.listen(sa.Engine, "before_cursor_execute", record)
     try:
-        yield recorded
+        with patch.object(sessions, "SessionSqlite", RecordingSession):
+            yield recorded
     finally:
         event.remove(sa.Engine, "before_cursor_execute", record)
 
