@@ -6,10 +6,11 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from ipaddress import ip_network
 
 import pytest
 
-from carehook.dispatch.addresses import AddressRules, parse_networks
+from carehook.dispatch.addresses import AddressRules
 from carehook.dispatch.sender import GuardedSender
 from carehook.exchange import Blocked, Interrupted, Outcome, Request, Responded, Unreachable
 from tests.receivers import Answer, Certificates, HostileReceiver, RecordingReceiver
@@ -43,7 +44,12 @@ async def open_sender(
     """A sender for which every name has `addresses`, one list for each resolution."""
     names = Names(*(addresses or (["127.0.0.1"],)))
     sender = GuardedSender(
-        AddressRules(parse_networks(allowed), allow_http=True, resolve=names, resolution_lifetime=0),
+        AddressRules(
+            [ip_network(part) for part in allowed.split(",") if part],
+            allow_http=True,
+            resolve=names,
+            resolution_lifetime=0,
+        ),
         timeout=time_limit,
         connect_timeout=connect_timeout,
         root_certificates=root_certificates,
@@ -362,7 +368,7 @@ async def test_the_time_that_a_resolution_took_is_not_given_again() -> None:
         await asyncio.sleep(0.3)
         return ["127.0.0.1"]
 
-    rules = AddressRules(parse_networks(LOOPBACK), True, dawdle, resolution_lifetime=0)
+    rules = AddressRules([ip_network(LOOPBACK)], True, dawdle, resolution_lifetime=0)
     async with RecordingReceiver() as receiver:
         sender = GuardedSender(rules, timeout=0.2)
         for _ in range(2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
 from hypothesis import given
@@ -17,7 +17,6 @@ from carehook.dispatch.addresses import (
     AddressRules,
     NameNotResolved,
     SystemResolver,
-    parse_networks,
 )
 
 PUBLIC = "93.184.215.14"
@@ -40,7 +39,12 @@ class Names:
 
 
 def make_rules(*addresses: str, allowed: str = "", allow_http: bool = False, lifetime: float = 0) -> AddressRules:
-    return AddressRules(parse_networks(allowed), allow_http, Names(*addresses), resolution_lifetime=lifetime)
+    return AddressRules(
+        [ip_network(part) for part in allowed.split(",") if part],
+        allow_http,
+        Names(*addresses),
+        resolution_lifetime=lifetime,
+    )
 
 
 # Every way to write an internal address, as in the URL, that the WHATWG rules or IPv6 know.
@@ -280,18 +284,6 @@ async def test_localhost_is_served_on_the_address_that_is_allowed() -> None:
 async def test_forbidden_addresses_are_left_out_only_beside_allowed_ones_alone(addresses: Sequence[str]) -> None:
     with pytest.raises(AddressNotAllowed):
         await make_rules(*addresses, allowed="127.0.0.0/8").resolve("https://localhost/")
-
-
-def test_networks_are_read_from_a_list() -> None:
-    expected = (IPv4Network("10.0.0.0/8"), IPv6Network("fd00::/8"), IPv4Network("127.0.0.1/32"))
-    assert parse_networks(" 10.0.0.0/8, fd00::/8,127.0.0.1 ,") == expected
-    assert parse_networks("") == ()
-
-
-@pytest.mark.parametrize("text", ["10.0.0.0/8,intranet", "10.0.0.0/33", "10.0.0.1/8", "::ffff:10.0.0.0/104"])
-def test_a_bad_network_is_named(text: str) -> None:
-    with pytest.raises(ValueError, match=f"{text.rsplit(',')[-1]!r} is"):
-        parse_networks(text)
 
 
 # Against an independent reading of the same registries.

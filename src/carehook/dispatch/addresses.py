@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv6Address, ip_address
 
 from pyreqwest.http import Url
 
@@ -66,24 +66,6 @@ class Target(CheckedUrl):
     """A URL and the addresses, at least one, on which it may be contacted: the first is to be preferred."""
 
     addresses: tuple[str, ...]
-
-
-def parse_networks(text: str) -> tuple[IPNetwork, ...]:
-    """The networks in `text`, comma-separated CIDRs (`10.0.0.0/8, ::1/128`); a bare address is a network of one.
-
-    Raises `ValueError` with a message for the operator that names the bad part.
-    """
-    return tuple(_parse_network(part.strip()) for part in text.split(",") if part.strip())
-
-
-def _parse_network(text: str) -> IPNetwork:
-    try:
-        network = ip_network(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a network; write it as CIDR, for example 10.0.0.0/8 or fd00::/8") from None
-    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
-        raise ValueError(f"{text!r} is an IPv4-mapped network; write it as IPv4, which covers the mapped form too")
-    return network
 
 
 class SystemResolver:

@@ -47,7 +47,7 @@ def parse_database_url(text: str) -> URL:
     """
     try:
         url = sa.make_url(text)
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):
         raise ValueError(
             "the database URL cannot be read; it looks like postgresql://user:password@host/name"
         ) from None

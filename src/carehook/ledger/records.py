@@ -1,6 +1,7 @@
 """Rows as values: what the ledger takes and gives back. Every instant is an aware UTC `datetime`.
 
-Bodies, secrets and medical data are left out of every `repr`, so that a log line cannot leak them by accident.
+Bodies, secrets, URLs (which may hold tokens) and medical data are left out of every `repr`, so that a log line cannot
+leak them by accident.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Endpoint:
 
     id: str
     organization_id: str
-    url: str
+    url: str = field(repr=False)
     description: str
     event_types: tuple[str, ...]
     status: EndpointStatus

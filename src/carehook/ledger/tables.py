@@ -37,7 +37,11 @@ class Instant(sa.TypeDecorator[datetime]):
         """Give back an aware UTC instant."""
         if isinstance(value, int):
             return _EPOCH + timedelta(microseconds=value)
-        return None if value is None else value.astimezone(UTC)
+        if value is None:
+            return None
+        # asyncpg gives back PostgreSQL's infinities as the first and the last naive instant.
+        instant: datetime = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return instant
 
 
 metadata = sa.MetaData(
