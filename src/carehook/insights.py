@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from carehook.clock import Clock
+from carehook.cursors import encode_cursor
 from carehook.directory.authentication import MASK, Authentication
 from carehook.directory.endpoints import EndpointWithSecrets
 from carehook.directory.secrets import open_secrets
@@ -272,6 +273,13 @@ def _build_printable(text: str) -> str:
 
 def _list(page: Page[Row], view: Callable[[Row], View]) -> ListView[View]:
     return ListView(data=[view(row) for row in page.rows], next_cursor=page.next_cursor)
+
+
+def build_list(page: ListView[View]) -> ListView[View]:
+    """A list as clients see it, with a cursor that they cannot take for an id."""
+    if page.next_cursor is None:
+        return page
+    return page.model_copy(update={"next_cursor": encode_cursor(page.next_cursor)})
 
 
 def view_organization(organization: Organization) -> OrganizationView:

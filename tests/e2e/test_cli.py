@@ -91,6 +91,42 @@ def test_a_list_goes_on_at_its_cursor(world: World) -> None:
     assert [each["id"] for each in first["data"] + second["data"]] == [newer, older]
 
 
+def test_a_cursor_is_the_one_of_the_api(world: World) -> None:
+    older, newer = world.create_organization(), world.create_organization()
+    told = world.carehook.run("org", "list", "--limit", "1").stderr.split()[-1]
+    answered = world.service.call("GET", "/v1/organizations?limit=1").body["next_cursor"]
+    printed = world.carehook.read("org", "list", "--limit", "1")["next_cursor"]
+    assert told == printed == answered
+    assert newer.removeprefix("org_") not in printed
+    following = world.carehook.read("org", "list", "--limit", "1", "--cursor", answered)
+    assert [each["id"] for each in following["data"]] == [older]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--event-type", "nope"),
+        ("--endpoint", "nope"),
+        ("--endpoint", f"evt_{'0' * 12}7{'0' * 3}8{'0' * 15}"),
+        ("--event", "nope"),
+        ("--cursor", "garbage"),
+        ("--cursor", f"dlv_{'0' * 12}7{'0' * 3}8{'0' * 15}"),
+    ],
+)
+def test_a_wrong_filter_is_refused_and_not_answered_with_an_empty_list(world: World, option: str, value: str) -> None:
+    done = world.carehook.run("delivery", "list", world.create_organization(), option, value, code=2)
+    assert option in done.stderr
+    assert " must be " in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("kind", ["org", "token", "event", "endpoint"])
+def test_a_wrong_cursor_is_refused_by_every_list(world: World, kind: str) -> None:
+    of = [world.create_organization()] if kind in ("event", "endpoint") else []
+    done = world.carehook.run(kind, "list", *of, "--cursor", "garbage", code=2)
+    assert "must be the next_cursor of a list" in done.stderr
+
+
 def test_a_strangers_text_cannot_take_over_a_line_or_a_terminal(world: World) -> None:
     with RecordingReceiver(then=Answer(500, body=b"\x1b[2J\x07out\tof\norder")) as failing:
         organization_id = world.create_organization()

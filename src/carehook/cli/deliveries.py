@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from carehook.cli.options import Cursor, DeliveryId, Json, Limit, OrganizationId
+from carehook.cli.options import Cursor, DeliveryId, Json, Limit, OrganizationId, check_event_type, check_id, read_page
 from carehook.cli.output import format_value, print_heading, print_list, print_table, print_view
 from carehook.cli.session import run
+from carehook.ids import DELIVERY, ENDPOINT, EVENT
 from carehook.ledger.states import DeliveryState
 
 if TYPE_CHECKING:
@@ -36,12 +37,16 @@ def list_all(
     as_json: Json = False,
 ) -> None:
     """List an organization's deliveries."""
+    check_id(endpoint, ENDPOINT, "--endpoint")
+    check_id(event, EVENT, "--event")
+    check_event_type(event_type, "--event-type")
+    page = read_page(limit, cursor, DELIVERY)
 
     async def work(carehook: Application) -> ListView[DeliveryView]:
-        from carehook.ledger.records import DeliveryFilter, PageRequest
+        from carehook.ledger.records import DeliveryFilter
 
         only = DeliveryFilter(state=state, endpoint_id=endpoint, event_type=event_type, event_id=event)
-        return await carehook.insights.deliveries(organization_id, only, PageRequest(limit, cursor))
+        return await carehook.insights.deliveries(organization_id, only, page)
 
     print_list(run(work), _COLUMNS, as_json=as_json)
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from carehook.cli.options import STDIN, Cursor, EndpointId, Json, Limit, OrganizationId, read_source
+from carehook.cli.options import STDIN, Cursor, EndpointId, Json, Limit, OrganizationId, read_page, read_source
 from carehook.cli.output import print_json, print_list, print_view, say
 from carehook.cli.session import build_model, run
+from carehook.ids import ENDPOINT
 
 if TYPE_CHECKING:
     from carehook.application import Application
@@ -86,11 +87,10 @@ def create(
 @app.command("list")
 def list_all(organization_id: OrganizationId, limit: Limit = 50, cursor: Cursor = None, as_json: Json = False) -> None:
     """List an organization's endpoints."""
+    page = read_page(limit, cursor, ENDPOINT)
 
     async def work(carehook: Application) -> ListView[EndpointView]:
-        from carehook.ledger.records import PageRequest
-
-        return await carehook.insights.endpoints(organization_id, PageRequest(limit, cursor))
+        return await carehook.insights.endpoints(organization_id, page)
 
     print_list(run(work), _COLUMNS, as_json=as_json)
 

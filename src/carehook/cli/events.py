@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from carehook.cli.options import Cursor, EventId, Json, Limit, OrganizationId, read_source
+from carehook.cli.options import Cursor, EventId, Json, Limit, OrganizationId, read_page, read_source
 from carehook.cli.output import open_console, print_heading, print_json, print_list, print_table, print_view, say
 from carehook.cli.session import run
+from carehook.ids import EVENT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,11 +69,10 @@ def publish(
 @app.command("list")
 def list_all(organization_id: OrganizationId, limit: Limit = 50, cursor: Cursor = None, as_json: Json = False) -> None:
     """List an organization's events."""
+    page = read_page(limit, cursor, EVENT)
 
     async def work(carehook: Application) -> ListView[EventView]:
-        from carehook.ledger.records import PageRequest
-
-        return await carehook.insights.events(organization_id, PageRequest(limit, cursor))
+        return await carehook.insights.events(organization_id, page)
 
     print_list(run(work), ["id", "type", "accepted_at", "is_test"], as_json=as_json)
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from carehook.cli.options import Cursor, Json, Limit, OrganizationId
+from carehook.cli.options import Cursor, Json, Limit, OrganizationId, read_page
 from carehook.cli.output import print_list, print_view
 from carehook.cli.session import build_model, run
+from carehook.ids import ORGANIZATION
 
 if TYPE_CHECKING:
     from carehook.application import Application
@@ -36,11 +37,10 @@ def create(
 @app.command("list")
 def list_all(limit: Limit = 50, cursor: Cursor = None, as_json: Json = False) -> None:
     """List organizations."""
+    page = read_page(limit, cursor, ORGANIZATION)
 
     async def work(carehook: Application) -> ListView[OrganizationView]:
-        from carehook.ledger.records import PageRequest
-
-        return await carehook.insights.organizations(PageRequest(limit, cursor))
+        return await carehook.insights.organizations(page)
 
     print_list(run(work), ["id", "name", "created_at"], as_json=as_json)
 

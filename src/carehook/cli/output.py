@@ -59,12 +59,15 @@ def print_view(view: BaseModel, *, as_json: bool, without: Sequence[str] = ()) -
 
 def print_list(page: ListView[Any], columns: Sequence[str], *, as_json: bool) -> None:
     """Print part of a list, as JSON or as a table of some of its fields, and say how to see what follows."""
+    from carehook.insights import build_list
+
+    shown = build_list(page)
     if as_json:
-        print_json(page)
+        print_json(shown)
         return
-    print_table(page.data, columns)
-    if page.next_cursor is not None:
-        say(f"There are more: --cursor {page.next_cursor}")
+    print_table(shown.data, columns)
+    if shown.next_cursor is not None:
+        say(f"There are more: --cursor {shown.next_cursor}")
 
 
 def print_table(rows: Iterable[BaseModel], columns: Sequence[str]) -> None:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from carehook.cli.options import Cursor, Json, Limit
+from carehook.cli.options import Cursor, Json, Limit, read_page
 from carehook.cli.output import print_json, print_list, say
 from carehook.cli.session import run
+from carehook.ids import TOKEN
 from carehook.ledger.records import Role
 
 if TYPE_CHECKING:
@@ -48,11 +49,10 @@ def create(
 @app.command("list")
 def list_all(limit: Limit = 50, cursor: Cursor = None, as_json: Json = False) -> None:
     """List tokens, without their secrets."""
+    page = read_page(limit, cursor, TOKEN)
 
     async def work(carehook: Application) -> ListView[TokenView]:
-        from carehook.ledger.records import PageRequest
-
-        return await carehook.insights.tokens(PageRequest(limit, cursor))
+        return await carehook.insights.tokens(page)
 
     print_list(run(work), ["id", "role", "organization_id", "created_at", "revoked_at"], as_json=as_json)
 
