@@ -97,14 +97,23 @@ async def test_a_store_that_is_out_of_reach_says_when_to_repeat(error: Exception
     assert logs[0]["incident"] == problem["incident"]
 
 
-async def test_what_the_ledger_says_for_people_is_passed_on() -> None:
-    status, _, problem = await call(build_failing(LedgerUnavailable("Run `carehook migrate`.")), "/patients/1")
-    assert (status, problem["detail"]) == (503, "Run `carehook migrate`.")
+async def test_why_the_store_is_out_of_reach_is_for_the_operator() -> None:
+    error = LedgerUnavailable("the database carehook@db.internal is old", rule="is old: run `carehook migrate`")
+    with capture_logs() as logs:
+        status, _, problem = await call(build_failing(error), "/patients/1")
+    assert status == 503
+    assert problem["detail"].startswith("The store is old: run `carehook migrate`.")
+    assert "db.internal" not in repr(problem)
+    assert (logs[0]["incident"], logs[0]["reason"]) == (problem["incident"], str(error))
 
 
 @pytest.mark.parametrize(
     ("error", "rule"),
-    [(LedgerUnavailable("has another schema"), "has another schema"), (OSError(SECRET), "does not answer")],
+    [
+        (LedgerUnavailable(SECRET), "does not answer"),
+        (LedgerUnavailable(SECRET, rule="has another schema"), "has another schema"),
+        (BatcherClosedError(SECRET), "does not answer"),
+    ],
 )
 async def test_readiness_tells_what_is_not_ready(error: Exception, rule: str) -> None:
     async def check() -> None:
@@ -114,6 +123,8 @@ async def test_readiness_tells_what_is_not_ready(error: Exception, rule: str) ->
     app = build_api(application)
     status, headers, problem = await call(app, "/readyz")
     assert (status, problem["errors"]) == (503, [{"field": "store", "rule": rule}])
+    assert problem["detail"] == f"Not ready: the store {rule}."
+    assert SECRET not in repr(problem)
     assert headers["retry-after"]
     assert (await call(app, "/healthz"))[0] == 200
 

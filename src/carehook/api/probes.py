@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from carehook.api.context import Carehook
 from carehook.api.problems import build_problem
-from carehook.api.refusing import RETRY_AFTER_SECONDS, STORE_ERRORS
+from carehook.api.refusing import RETRY_AFTER_SECONDS, STORE_ERRORS, describe_reason
 from carehook.api.routes import PublicRoute, build_router
 from carehook.events import FieldError
 from carehook.ledger.port import LedgerUnavailable
@@ -49,8 +49,8 @@ async def get_readiness(request: Request, carehook: Carehook) -> Ready | Respons
     try:
         await carehook.ledger.check()
     except STORE_ERRORS as error:
-        _log.error("not_ready", part="store", error=type(error).__name__)
-        return _build_not_ready("store", str(error) if isinstance(error, LedgerUnavailable) else "does not answer")
+        _log.error("not_ready", part="store", error=type(error).__name__, **describe_reason(error))
+        return _build_not_ready("store", error.rule if isinstance(error, LedgerUnavailable) else "does not answer")
     return Ready(status="ready")
 
 
@@ -69,6 +69,4 @@ async def get_openapi(request: Request) -> Response:
 
 def _build_not_ready(part: str, rule: str) -> Response:
     error = FieldError(part, rule)
-    return build_problem(
-        503, f"Not ready: the {error}.".replace("..", "."), [error], headers={"Retry-After": str(RETRY_AFTER_SECONDS)}
-    )
+    return build_problem(503, f"Not ready: the {error}.", [error], headers={"Retry-After": str(RETRY_AFTER_SECONDS)})

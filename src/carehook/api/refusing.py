@@ -4,6 +4,7 @@ Laws:
 - What a use case refuses is answered in its own words; a store that is out of reach is a 503 that says when to repeat.
 - Anything else is a 500 with an incident id. Its line in the log has the place in the code, and neither the exception's
   text nor the path of the request, for both may hold a patient's data.
+- Why the store is out of reach is for the operator: the log has all of it, the answer nothing of where the store is.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ async def _answer_disconnect(_request: Request, _gone: ClientDisconnect) -> Resp
 
 async def _answer_unavailable(request: Request, error: Exception) -> Response:
     incident = _log_incident("store_unavailable", request.scope, error)
-    detail = str(error) if isinstance(error, LedgerUnavailable) else None
+    detail = error.public if isinstance(error, LedgerUnavailable) else None
     return build_problem(503, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}, incident=incident)
 
 
@@ -131,6 +132,11 @@ def _list_methods(request: Request) -> list[str]:
     """Every method that some route takes at this path."""
     matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
     return sorted({method for route in matching for method in getattr(route, "methods", ())})
+
+
+def describe_reason(error: Exception) -> dict[str, str]:
+    """What a line in the log says of why the store is out of reach; nothing of any other exception's text."""
+    return {"reason": str(error)} if isinstance(error, LedgerUnavailable) else {}
 
 
 def _log_incident(event: str, scope: Scope, error: Exception) -> str:
@@ -141,6 +147,7 @@ def _log_incident(event: str, scope: Scope, error: Exception) -> str:
         error=type(error).__name__,
         method=scope["method"],
         route=getattr(scope.get("route"), "path", None),
+        **describe_reason(error),
         where=[f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)],
     )
     return incident

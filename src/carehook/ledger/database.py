@@ -131,7 +131,7 @@ class Database:
             await asyncio.shield(connection.close())
 
     def _explain(self, error: Exception) -> LedgerUnavailable:
-        """One sentence about a store that does not answer, without its password."""
+        """One sentence, for the operator, about a store that does not answer; without its password."""
         cause = " ".join(str(getattr(error, "orig", None) or error).split())
         return LedgerUnavailable(
             f"the database {self.url.render_as_string(hide_password=True)} does not answer: {cause}"

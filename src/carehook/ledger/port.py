@@ -40,7 +40,21 @@ from carehook.ledger.records import (
 
 
 class LedgerUnavailable(Exception):
-    """The store cannot be used now; the message is a plain sentence that says why and what to do."""
+    """The store cannot be used now.
+
+    The message is a plain sentence for whoever runs Carehook, which says why and what to do. It may name the server,
+    the user and the database, so nobody else may see it; `public` is for them.
+    """
+
+    def __init__(self, reason: str, *, rule: str = "does not answer") -> None:
+        super().__init__(reason)
+        self.rule = rule
+        """What is wrong with the store, for anyone: "does not answer"."""
+
+    @property
+    def public(self) -> str:
+        """A sentence for anyone, which tells nothing of where the store is."""
+        return f"The store {self.rule}."
 
 
 class Organizations(Protocol):

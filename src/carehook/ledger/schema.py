@@ -16,6 +16,9 @@ from carehook.ledger.port import LedgerUnavailable
 HEAD = "0001"
 """The newest migration, the schema that this code works with."""
 
+_TOO_OLD = "does not have this version's schema: run `carehook migrate`"
+_TOO_NEW = "has a newer version's schema: run a newer Carehook"
+
 _MIGRATION_LOCK = 0x63617265686F6F6B
 """The PostgreSQL advisory lock that lets one process migrate at a time ("carehook" in ASCII)."""
 
@@ -34,14 +37,15 @@ async def check_schema(database: Database) -> None:
     """Raises LedgerUnavailable where the schema is missing, too old or too new."""
     version = await read_version(database)
     if version is None:
-        raise LedgerUnavailable("the database has no tables yet: run `carehook migrate`")
+        raise LedgerUnavailable("the database has no tables yet: run `carehook migrate`", rule=_TOO_OLD)
     if version < HEAD:
         raise LedgerUnavailable(
-            f"the database is at schema {version}, this version needs {HEAD}: run `carehook migrate`"
+            f"the database is at schema {version}, this version needs {HEAD}: run `carehook migrate`", rule=_TOO_OLD
         )
     if version > HEAD:
         raise LedgerUnavailable(
-            f"the database is at schema {version}, newer than this version knows ({HEAD}): run a newer Carehook"
+            f"the database is at schema {version}, newer than this version knows ({HEAD}): run a newer Carehook",
+            rule=_TOO_NEW,
         )
 
 
