@@ -63,12 +63,18 @@ def build_field_error(detail: ErrorDetails, tags: Collection[str] = ()) -> Field
     """Which field and which rule, from one of pydantic's errors.
 
     `tags` are values by which a model chooses among variants, as `basic` for an authentication: pydantic puts them into
-    its locations, where they are no part of the path that the sender knows.
+    its locations, behind the field, where they are no part of the path that the sender knows.
     """
-    path = [_build_printable(str(part)) for part in detail["loc"] if part not in tags]
+    path = [_build_printable(str(part)) for part in _leave_tag_out(detail["loc"], tags)]
     if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
         path.append(detail["ctx"]["discriminator"].strip("'"))
     return FieldError(".".join(path) or "body", _build_rule(detail))
+
+
+def _leave_tag_out(location: Sequence[int | str], tags: Collection[str]) -> Sequence[int | str]:
+    """The location without the first of the tags in it; fields further on may have the name of one, as `headers`."""
+    found = next((position for position, part in enumerate(location) if position and part in tags), None)
+    return location if found is None else [*location[:found], *location[found + 1 :]]
 
 
 def _build_rule(detail: ErrorDetails) -> str:

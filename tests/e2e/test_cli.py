@@ -173,6 +173,14 @@ def test_secrets_come_from_files_and_standard_input(world: World, receiver: Reco
     assert request.headers["authorization"] == "Basic Y2FyZWhvb2s6b3Blbi1zZXNhbWU="
 
 
+def test_a_refused_authentication_is_named_as_its_sender_knows_it(world: World) -> None:
+    document = json.dumps({"type": "basic", "username": "carehook", "password": MASK})
+    command = ("endpoint", "create", world.create_organization(), "http://127.0.0.1:9/", "--authentication", "-")
+    done = world.carehook.run(*command, stdin=document, code=1)
+    rule = "must not be the mask that is shown in place of a secret; give the secret itself."
+    assert done.stderr == f"authentication.password {rule}\n"
+
+
 def test_an_authentication_that_is_no_json_is_not_repeated(world: World) -> None:
     organization_id = world.create_organization()
     done = world.carehook.run(

@@ -123,6 +123,35 @@ async def test_an_unknown_organization_has_no_endpoints(site: Site) -> None:
         await site.endpoints.register(UNKNOWN, NewEndpoint(url=URL))
 
 
+async def test_a_rule_about_a_url_follows_the_name_of_its_field(site: Site) -> None:
+    inside = "has a host with an address in a forbidden range (private"
+    for fields, sentence in (
+        ({"url": "https://inside.example/"}, f"url {inside}"),
+        ({"url": "https://nowhere.example/"}, "url has a host name that does not resolve to an address."),
+        ({"url": "https://hospital.example/#part"}, "url must not have a fragment (the part after #)."),
+        ({"authentication": build_oauth2("https://inside.example/token")}, f"authentication.token_url {inside}"),
+    ):
+        with pytest.raises(Invalid) as raised:
+            await site.register(**fields)
+        assert str(raised.value).startswith(sentence)
+
+
+class TwoServers(BearerAuthentication):
+    """A method that asks another server, in a field of its own."""
+
+    @property
+    def contacted_urls(self) -> tuple[tuple[str, str], ...]:
+        """One that may be asked, and one that may not."""
+        return (("token_url", URL), ("introspection_url", "https://inside.example/"))
+
+
+async def test_every_url_of_a_method_is_judged_under_the_name_of_its_field(site: Site) -> None:
+    method = TwoServers(type="bearer", token=SecretStr("t"))
+    with pytest.raises(Invalid) as raised:
+        await site.register(authentication=method)
+    assert [error.field for error in raised.value.errors] == ["authentication.introspection_url"]
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [

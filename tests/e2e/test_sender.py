@@ -350,7 +350,7 @@ async def test_the_next_address_is_not_tried_once_the_request_was_sent() -> None
 async def test_a_name_that_does_not_resolve_is_unreachable_and_not_blocked() -> None:
     async with open_sender([]) as sender:
         outcome = await sender.send(make_request(f"https://{NAME}/"))
-        assert outcome == Unreachable("the URL's host name does not resolve to an address")
+        assert outcome == Unreachable("the URL has a host name that does not resolve to an address")
 
 
 async def test_a_resolution_that_hangs_is_a_name_that_does_not_resolve() -> None:
@@ -360,7 +360,7 @@ async def test_a_resolution_that_hangs_is_a_name_that_does_not_resolve() -> None
 
     sender = GuardedSender(AddressRules(resolve=hang, resolution_timeout=0.1))
     outcome = await sender.send(make_request(f"https://{NAME}/"))
-    assert outcome == Unreachable("the URL's host name does not resolve to an address")
+    assert outcome == Unreachable("the URL has a host name that does not resolve to an address")
 
 
 async def test_the_time_that_a_resolution_took_is_not_given_again() -> None:

@@ -184,6 +184,7 @@ async def test_a_url_that_breaks_a_rule_is_refused_with_the_rule(url: str, rule:
     with pytest.raises(AddressNotAllowed, match=rule) as refused:
         await AddressRules(resolve=names).resolve(url)
     assert "example" not in str(refused.value)
+    assert str(refused.value).startswith("the URL ")
     assert names.asked == []
 
 

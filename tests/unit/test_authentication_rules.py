@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from carehook.directory.authentication import AUTHENTICATION, HeadersAuthentication
+from carehook.directory.authentication import AUTHENTICATION, MASK, HeadersAuthentication
 from carehook.directory.authentication.headers import RESERVED_NAMES
 
 
@@ -27,39 +27,61 @@ def oauth2(**fields: object) -> dict[str, object]:
     }
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"type": "basic", "username": ":", "password": ""},
+        {"type": "basic", "username": "", "password": "\n"},
+        {"type": "basic", "username": "", "password": MASK},
+        {"type": "bearer", "token": "a b"},
+        {"type": "headers", "headers": {"x-key": "\n"}},
+        {"type": "headers", "headers": {"": "value"}},
+        {"type": "headers", "headers": {"host": "value"}},
+        {"type": "headers", "headers": {"X-Key": "1", "x-key": "2"}},
+        oauth2(client_id="\n"),
+        oauth2(scope=" "),
+        oauth2(token_url="/"),
+    ],
+)
+def test_a_rule_is_a_clause_that_follows_the_name_of_its_field(document: dict[str, object]) -> None:
+    _, message = refusal(document)
+    assert message.startswith("must ")
+    assert not message.endswith(".")
+
+
 @pytest.mark.parametrize("username", ["a:b", ":", "a\nb", "a\x00", "\x7f", "a\x85"])
 def test_a_user_name_has_no_colon_and_no_control_character(username: str) -> None:
     location, message = refusal({"type": "basic", "username": username, "password": ""})
     assert location == ("basic", "username")
-    assert message == "A user name has no colon and no control characters (RFC 7617)."
+    assert message == "must have no colon and no control characters (RFC 7617)"
 
 
 @pytest.mark.parametrize("password", ["a\nb", "\r", "a\x00", "\x7f", "\x9b"])
 def test_a_password_has_no_control_character(password: str) -> None:
     location, message = refusal({"type": "basic", "username": "a", "password": password})
     assert location == ("basic", "password")
-    assert message == "A password has no control characters (RFC 7617)."
+    assert message == "must have no control characters (RFC 7617)"
 
 
 @pytest.mark.parametrize("token", ["Bearer abc", "a b", " a", "a\n", "a\r\nb", "é", "a\x00", "\t"])
 def test_a_token_is_visible_ascii_without_spaces(token: str) -> None:
     location, message = refusal({"type": "bearer", "token": token})
     assert location == ("bearer", "token")
-    assert message.startswith("A token is visible ASCII without spaces.")
+    assert message.startswith("must be visible ASCII without spaces, and without the word")
 
 
 @pytest.mark.parametrize("value", [" a", "a ", "a\r\nb: c", "a\n", "a\tb", "é", "\x00", "a\x7f"])
 def test_a_header_value_is_visible_ascii(value: str) -> None:
     location, message = refusal({"type": "headers", "headers": {"x-key": value}})
     assert location == ("headers", "headers", "x-key")
-    assert message.startswith("A header value is visible ASCII")
+    assert message.startswith("must be visible ASCII, without line breaks")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:", "a\n", "a\r\n", "é", "(a)", "a,b", 'a"', "a/b", "x" * 101])
 def test_a_header_name_is_a_token(name: str) -> None:
     location, message = refusal({"type": "headers", "headers": {name: "value"}})
     assert location == ("headers", "headers")
-    assert message.startswith("A header name has 1 to 100 ASCII letters")
+    assert message.startswith("must have names of 1 to 100 ASCII letters")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +101,7 @@ def test_a_header_name_is_a_token(name: str) -> None:
 def test_a_header_that_is_carehooks_own_is_refused_by_its_name(name: str) -> None:
     location, message = refusal({"type": "headers", "headers": {name: "value"}})
     assert location == ("headers", "headers")
-    assert message == f"The header '{name.lower()}' is Carehook's own to set: leave it out."
+    assert message == f"must not have the header '{name.lower()}', which is Carehook's own to set"
 
 
 def test_every_name_that_frames_the_message_or_is_set_by_us_is_reserved() -> None:
@@ -97,7 +119,7 @@ def test_other_headers_are_free_and_their_names_become_lower_case(name: str) -> 
 
 def test_a_header_is_not_given_twice_in_different_case() -> None:
     _, message = refusal({"type": "headers", "headers": {"X-Key": "1", "x-key": "2"}})
-    assert message == "The header 'x-key' is there twice: names ignore case."
+    assert message == "must not have the header 'x-key' twice: names ignore case"
 
 
 @pytest.mark.parametrize("count", [0, 21])
@@ -148,7 +170,7 @@ def test_lengths_keep_every_header_within_four_kibibytes() -> None:
 def test_a_token_url_must_be_one_that_can_be_asked(url: str) -> None:
     location, message = refusal(oauth2(token_url=url))
     assert location == ("oauth2_client_credentials", "token_url")
-    assert message == "A token URL is an absolute https URL, without credentials and without '#'."
+    assert message == "must be an absolute https URL, without credentials and without '#'"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +184,7 @@ def test_a_token_url_must_be_one_that_can_be_asked(url: str) -> None:
     ],
 )
 def test_a_token_url_keeps_its_form(url: str) -> None:
-    assert AUTHENTICATION.validate_python(oauth2(token_url=url)).contacted_urls == (url,)
+    assert AUTHENTICATION.validate_python(oauth2(token_url=url)).contacted_urls == (("token_url", url),)
 
 
 @pytest.mark.parametrize(

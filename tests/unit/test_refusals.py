@@ -40,8 +40,19 @@ def refuse(model: type[BaseModel], values: dict[str, Any]) -> Invalid:
         ),
         (
             NewEndpoint,
+            {"url": "u", "authentication": {"type": "headers", "headers": {"x-key": SECRET + "\n"}}},
+            "authentication.headers.x-key must be visible ASCII",
+        ),
+        (
+            NewEndpoint,
+            {"url": "u", "authentication": {"type": "bearer", "token": "t", "basic": SECRET}},
+            "authentication.basic is not a field here.",
+        ),
+        (NewOrganization, {"name": "x", "basic": 1}, "basic is not a field here."),
+        (
+            NewEndpoint,
             {"url": "u", "signature_value": SECRET + "\n"},
-            "signature_value is not valid: A header",
+            "signature_value must be visible ASCII, without line breaks",
         ),
         (NewEndpoint, {"url": "u", "signature_scheme": SECRET}, "signature_scheme must be 'v1' or 'v1a'."),
         (Finish, {"end_date": SECRET}, "end_date must be an ISO 8601 date and time"),

@@ -53,12 +53,13 @@ def build_model(model: type[Model], **fields: object) -> Model:
     """A model from what was given on the command line. Raises `Invalid`, which names the field."""
     from pydantic import ValidationError
 
+    from carehook.directory.authentication import AUTHENTICATION_TYPES
     from carehook.refusals import build_invalid_model
 
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        refusal = build_invalid_model(error)
+        refusal = build_invalid_model(error, AUTHENTICATION_TYPES)
     raise refusal
 
 

@@ -44,7 +44,10 @@ class TargetRules(Protocol):
     """Which URLs may be contacted."""
 
     async def resolve(self, url: str) -> object:
-        """Raises ValueError, with a sentence for people, where a URL may not be contacted or its host is unknown."""
+        """Raises ValueError where a URL may not be contacted or its host is unknown.
+
+        The message is for people, begins with "the URL" and has no full stop.
+        """
         ...
 
 
@@ -214,14 +217,14 @@ class Endpoints:
     async def _check_urls(self, url: str | None, authentication: AuthenticationMethod | None) -> None:
         if url is not None:
             await self._check_url("url", url)
-        for contacted in authentication.contacted_urls if authentication else ():
-            await self._check_url("authentication.token_url", contacted)
+        for name, contacted in authentication.contacted_urls if authentication else ():
+            await self._check_url(f"authentication.{name}", contacted)
 
     async def _check_url(self, field: str, url: str) -> None:
         try:
             await self._rules.resolve(url)
         except ValueError as error:
-            raise build_invalid(field, str(error).rstrip(".")) from None
+            raise build_invalid(field, str(error).removeprefix("the URL ")) from None
 
 
 def check_event_types(event_types: Sequence[str]) -> tuple[str, ...]:

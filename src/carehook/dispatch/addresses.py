@@ -38,11 +38,17 @@ _CACHE_SIZE = 2048
 
 
 class AddressNotAllowed(ValueError):
-    """The rules forbid this URL. The message names the rule, for people; never the URL or a resolved address."""
+    """The rules forbid this URL. The message names the rule, for people; never the URL or a resolved address.
+
+    It is a clause that begins with "the URL", so that it can follow the name of a field in its place.
+    """
 
 
 class NameNotResolved(ValueError):
-    """The URL's host name has no address at the moment: as likely an outage as a misspelling."""
+    """The URL's host name has no address at the moment: as likely an outage as a misspelling.
+
+    Its message, too, is a clause that begins with "the URL".
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +169,7 @@ class AddressRules:
             return self._judged(checked, (str(checked.literal),))
         found = await self._resolve(checked.host, checked.port)
         if not found:
-            raise NameNotResolved("the URL's host name does not resolve to an address")
+            raise NameNotResolved("the URL has a host name that does not resolve to an address")
         return self._judged(checked, found)
 
     def _judge(self, url: CheckedUrl, found: tuple[str, ...]) -> Target:
@@ -179,7 +185,7 @@ class AddressRules:
             raise AddressNotAllowed("the URL must not have a fragment (the part after #)")
         port = parsed.port_or_known_default
         if not port:
-            raise AddressNotAllowed("the URL's port must be between 1 and 65535")
+            raise AddressNotAllowed("the URL must have a port between 1 and 65535")
         host = (parsed.host_str or "").strip("[]")
         literal = None if parsed.domain is not None else ip_address(host)
         if literal is not None:
@@ -194,7 +200,7 @@ class AddressRules:
         permitted = tuple(text for text, _, objection in judged if not objection)
         if objection and (has_public or not permitted):
             raise AddressNotAllowed(
-                f"the URL's host has an address in a forbidden range ({objection}); "
+                f"the URL has a host with an address in a forbidden range ({objection}); "
                 "only networks in CAREHOOK_ALLOWED_NETWORKS are exempt"
             )
         return permitted
@@ -228,7 +234,7 @@ def _parse_url(url: str) -> Url:
     except ValueError as error:  # its messages are the parser's own and do not repeat the URL
         raise AddressNotAllowed(f"the URL is not valid: {error}") from None
     if parsed.domain is not None and "" in parsed.domain.split("."):
-        raise AddressNotAllowed("the URL's host name has an empty part")
+        raise AddressNotAllowed("the URL has a host name with an empty part")
     if len(str(parsed)) > URL_LENGTH_LIMIT:
         raise AddressNotAllowed(f"the URL must not be longer than {URL_LENGTH_LIMIT} characters once encoded")
     return parsed

@@ -6,7 +6,7 @@ and a flow, and add it to `Authentication`. Nothing else names the methods one b
 
 from __future__ import annotations
 
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, TypeAlias, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
@@ -27,6 +27,7 @@ from carehook.directory.authentication.oauth2_client_credentials import OAuth2Cl
 
 __all__ = [
     "AUTHENTICATION",
+    "AUTHENTICATION_TYPES",
     "MASK",
     "REVEAL_SECRETS",
     "AccessToken",
@@ -48,6 +49,11 @@ Authentication: TypeAlias = Annotated[
     NoAuthentication | BasicAuthentication | BearerAuthentication | HeadersAuthentication | OAuth2ClientCredentials,
     Field(discriminator="type"),
 ]
+
+AUTHENTICATION_TYPES: Final = frozenset(
+    get_args(method.model_fields["type"].annotation)[0] for method in get_args(get_args(Authentication)[0])
+)
+"""The `type` of every method, by which pydantic chooses among them and which it puts into its errors' locations."""
 
 AUTHENTICATION: Final[TypeAdapter[Authentication]] = TypeAdapter(
     Authentication, config=ConfigDict(hide_input_in_errors=True)

@@ -12,10 +12,8 @@ from carehook.directory.authentication.flow import AuthenticationFlow, Authentic
 from carehook.exchange import Request
 
 # RFC 7617 §2: the first colon ends the user name, and neither part has control characters.
-_USERNAME: Final = Matching(
-    r"^[^:\x00-\x1f\x7f-\x9f]*$", "A user name has no colon and no control characters (RFC 7617)."
-)
-_PASSWORD: Final = Matching(r"^[^\x00-\x1f\x7f-\x9f]*$", "A password has no control characters (RFC 7617).")
+_USERNAME: Final = Matching(r"^[^:\x00-\x1f\x7f-\x9f]*$", "must have no colon and no control characters (RFC 7617)")
+_PASSWORD: Final = Matching(r"^[^\x00-\x1f\x7f-\x9f]*$", "must have no control characters (RFC 7617)")
 
 
 class BasicAuthentication(AuthenticationMethod):

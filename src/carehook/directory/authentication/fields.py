@@ -37,7 +37,8 @@ HEADER_VALUE_LIMIT: Final = 4096
 
 @dataclass(frozen=True)
 class Matching:
-    """An `Annotated` rule for `str` or `SecretStr`: it matches `pattern` wholly, or `message` says what is wrong.
+    """An `Annotated` rule for `str` or `SecretStr`: it matches `pattern` wholly, or `message` says what is wrong:
+    a clause that follows the name of the field, as "must have no colon".
 
     The pattern is in the JSON Schema as well.
     """
@@ -69,7 +70,7 @@ class Matching:
 def _refuse_mask(secret: SecretStr) -> SecretStr:
     if secret.get_secret_value() == MASK:
         raise PydanticCustomError(
-            "masked_secret", "This is the mask that is shown in place of a secret. Give the secret itself."
+            "masked_secret", "must not be the mask that is shown in place of a secret; give the secret itself"
         )
     return secret
 
@@ -91,7 +92,7 @@ RevealableSecret: TypeAlias = Annotated[
 # RFC 9110 §5.5, without its obsolete bytes and without tabs.
 _HEADER_VALUE: Final = Matching(
     "^[!-~]([ -~]*[!-~])?$",
-    "A header value is visible ASCII, without line breaks and without a space at either end.",
+    "must be visible ASCII, without line breaks and without a space at either end",
 )
 
 SecretHeaderValue: TypeAlias = Annotated[
@@ -103,7 +104,7 @@ BEARER_PREFIX: Final = "Bearer "
 # RFC 6750 §2.1 allows fewer characters, but tokens with others are in use; a space would end the token.
 BEARER_TOKEN: Final = Matching(
     "^[!-~]+$",
-    'A token is visible ASCII without spaces. Give it alone, without the word "Bearer" before it.',
+    'must be visible ASCII without spaces, and without the word "Bearer" before it',
 )
 
 BEARER_TOKEN_LIMIT: Final = HEADER_VALUE_LIMIT - len(BEARER_PREFIX)

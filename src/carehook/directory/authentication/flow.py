@@ -72,8 +72,11 @@ class AuthenticationMethod(BaseModel, ABC):
         """The steps that send `request`, authenticated."""
 
     @property
-    def contacted_urls(self) -> tuple[str, ...]:
-        """URLs that the flow asks besides the endpoint's own. The address rules hold for them as well."""
+    def contacted_urls(self) -> tuple[tuple[str, str], ...]:
+        """URLs that the flow asks besides the endpoint's own, each after the name of the field that it stands in.
+
+        The address rules hold for them as well.
+        """
         return ()
 
 

@@ -47,16 +47,16 @@ def _check_headers(headers: dict[str, SecretHeaderValue]) -> dict[str, SecretHea
         if re.fullmatch(_NAME, given) is None:
             raise PydanticCustomError(
                 "header_name",
-                "A header name has 1 to 100 ASCII letters, digits and signs such as '-', without spaces and colons.",
+                "must have names of 1 to 100 ASCII letters, digits and signs such as '-', without spaces and colons",
             )
         name = given.lower()
         if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
             raise PydanticCustomError(
-                "reserved_header", "The header '{name}' is Carehook's own to set: leave it out.", {"name": name}
+                "reserved_header", "must not have the header '{name}', which is Carehook's own to set", {"name": name}
             )
         if name in checked:
             raise PydanticCustomError(
-                "repeated_header", "The header '{name}' is there twice: names ignore case.", {"name": name}
+                "repeated_header", "must not have the header '{name}' twice: names ignore case", {"name": name}
             )
         checked[name] = value
     return checked

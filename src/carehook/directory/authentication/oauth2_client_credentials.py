@@ -44,10 +44,10 @@ LONGEST_LIFETIME: Final = 86_400.0
 """A token is fetched anew after a day, however long it would live."""
 
 # RFC 6749 appendix A.1, A.2 and A.4.
-_VISIBLE: Final = Matching("^[ -~]+$", "This is printable ASCII, without line breaks (RFC 6749).")
+_VISIBLE: Final = Matching("^[ -~]+$", "must be printable ASCII, without line breaks (RFC 6749)")
 _SCOPE: Final = Matching(
     r"^[!#-\[\]-~]+( [!#-\[\]-~]+)*$",
-    "A scope is one or more words of visible ASCII, without quotes or backslashes, one space between two (RFC 6749).",
+    "must be one or more words of visible ASCII, without quotes or backslashes, one space between two (RFC 6749)",
 )
 
 # What a URL may be written with (RFC 3986 appendix A), without '#'.
@@ -70,9 +70,7 @@ def _check_token_url(url: str) -> str:
     except ValueError:
         has_target = has_credentials = False
     if not has_target or has_credentials or re.fullmatch(_URL_CHARACTERS, url) is None:
-        raise PydanticCustomError(
-            "token_url", "A token URL is an absolute https URL, without credentials and without '#'."
-        )
+        raise PydanticCustomError("token_url", "must be an absolute https URL, without credentials and without '#'")
     return url
 
 
@@ -112,9 +110,9 @@ class OAuth2ClientCredentials(AuthenticationMethod):
     client_auth: Literal["basic", "post"] = "basic"
 
     @property
-    def contacted_urls(self) -> tuple[str, ...]:
+    def contacted_urls(self) -> tuple[tuple[str, str], ...]:
         """The token URL."""
-        return (self.token_url,)
+        return (("token_url", self.token_url),)
 
     def authenticate(self, request: Request) -> AuthenticationFlow:
         """Send the request with a token; if it is answered with 401, once more with another token."""
