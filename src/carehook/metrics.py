@@ -34,23 +34,35 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self._store_up = Gauge(
+            "carehook_store_up", "Whether the store answers: 1, or 0 while it is away.", registry=self.registry
+        )
+        # Apart, for what is not known is not shown: an old backlog would look like a new one.
+        self._backlog_registry = CollectorRegistry()
         self._deliveries = Gauge(
             "carehook_backlog_deliveries",
             "Deliveries that are not finished: waiting, in_flight or held.",
             ["state"],
-            registry=self.registry,
+            registry=self._backlog_registry,
         )
         self._oldest_due = Gauge(
             "carehook_oldest_due_seconds",
             "For how long the oldest due delivery has been due; 0 when none is.",
-            registry=self.registry,
+            registry=self._backlog_registry,
         )
 
-    def render(self, backlog: Backlog, now: datetime) -> bytes:
-        """Everything in Prometheus' text format, with the backlog as it is now."""
+    def render(self, backlog: Backlog | None, now: datetime) -> bytes:
+        """Everything in Prometheus' text format, with the backlog as it is now; None while the store is away."""
+        self._store_up.set(backlog is not None)
+        counted = generate_latest(self.registry)
+        if backlog is None:
+            return counted
+        self._show(backlog, now)
+        return counted + generate_latest(self._backlog_registry)
+
+    def _show(self, backlog: Backlog, now: datetime) -> None:
         self._deliveries.labels("waiting").set(backlog.waiting)
         self._deliveries.labels("in_flight").set(backlog.in_flight)
         self._deliveries.labels("held").set(backlog.held)
         due_at = backlog.oldest_due_at
         self._oldest_due.set(max(0.0, (now - due_at).total_seconds()) if due_at else 0.0)
-        return generate_latest(self.registry)

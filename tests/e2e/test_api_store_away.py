@@ -67,6 +67,17 @@ def test_no_answer_tells_where_the_store_is_and_the_log_does(
     assert str(url.password) not in repr(logs)
 
 
+@pytest.mark.usefixtures("away")
+def test_metrics_are_shown_all_the_same(anonymous: Client) -> None:
+    response = anonymous.call("GET", "/metrics")
+    assert response.status_code == 200
+    lines = response.text.splitlines()
+    assert "carehook_store_up 0.0" in lines
+    assert any(line.startswith("carehook_events_accepted_total{") for line in lines)
+    assert "carehook_backlog" not in response.text
+
+
 def test_it_goes_on_once_the_store_is_back(anonymous: Client, publisher: Client, organization: str) -> None:
+    assert "carehook_store_up 1.0" in anonymous.call("GET", "/metrics").text
     assert anonymous.take("GET", "/readyz") == {"status": "ready"}
     assert publisher.publish(organization)["id"]

@@ -13,7 +13,7 @@ NOW = datetime(2024, 1, 1, tzinfo=UTC)
 EMPTY = Backlog(waiting=0, in_flight=0, held=0, oldest_due_at=None)
 
 
-def read(metrics: Metrics, backlog: Backlog = EMPTY) -> dict[tuple[str, str], float]:
+def read(metrics: Metrics, backlog: Backlog | None = EMPTY) -> dict[tuple[str, str], float]:
     """Every sample, by its name and the values of its labels."""
     text = metrics.render(backlog, NOW).decode()
     return {
@@ -32,6 +32,20 @@ def test_the_backlog_is_that_of_the_moment() -> None:
     assert samples["carehook_backlog_deliveries", "held"] == 1
     assert samples["carehook_oldest_due_seconds", ""] == 90
     assert read(metrics)["carehook_oldest_due_seconds", ""] == 0
+
+
+def test_without_the_store_there_is_no_backlog_but_all_that_was_counted() -> None:
+    metrics = Metrics()
+    metrics.attempts.labels("failed").inc()
+    known = read(metrics, Backlog(waiting=9, in_flight=0, held=0, oldest_due_at=NOW))
+    unknown = read(metrics, None)
+    assert (known["carehook_store_up", ""], unknown["carehook_store_up", ""]) == (1, 0)
+    assert unknown["carehook_attempts_total", "failed"] == 1
+    assert {name for name, _ in known.keys() - unknown.keys()} == {
+        "carehook_backlog_deliveries",
+        "carehook_oldest_due_seconds",
+    }
+    assert read(metrics)["carehook_store_up", ""] == 1
 
 
 def test_what_is_due_later_has_no_age() -> None:
@@ -61,5 +75,8 @@ def test_two_services_in_one_process_do_not_mix() -> None:
 
 
 def test_labels_are_of_few_values_none_of_them_an_id() -> None:
-    labels = {label for family in Metrics().registry.collect() for sample in family.samples for label in sample.labels}
+    text = Metrics().render(EMPTY, NOW).decode()
+    families = text_string_to_metric_families(text)
+    labels = {label for family in families for sample in family.samples for label in sample.labels}
+    assert "state" in labels
     assert labels <= {"event_type", "outcome", "state", "le"}

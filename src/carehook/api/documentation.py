@@ -152,7 +152,7 @@ def _list_problems(route: PublicRoute) -> set[int]:
     return problems
 
 
-_WITHOUT_STORE: Final = frozenset({"/healthz", "/openapi.json"})
+_WITHOUT_STORE: Final = frozenset({"/healthz", "/metrics", "/openapi.json"})
 
 
 def _has_rules(route: APIRoute) -> bool:

@@ -56,8 +56,12 @@ async def get_readiness(request: Request, carehook: Carehook) -> Ready | Respons
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def get_metrics(carehook: Carehook) -> Response:
-    """Show what Prometheus scrapes."""
-    backlog = await carehook.insights.backlog()
+    """Show what Prometheus scrapes. While the store is away, that is all but the backlog, and `carehook_store_up` 0."""
+    try:
+        backlog = await carehook.insights.backlog()
+    except STORE_ERRORS as error:
+        _log.error("backlog_unknown", error=type(error).__name__, **describe_reason(error))
+        backlog = None
     return Response(carehook.metrics.render(backlog, carehook.clock()), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
