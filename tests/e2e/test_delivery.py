@@ -254,8 +254,8 @@ async def test_whatever_receivers_do_is_an_attempt_with_a_plain_reason_and_their
                 for name, endpoint_id in ids.items()
             }
     # It may be said before the request is sent, or after.
-    reasons["garbage_at_once"].discard("the connection failed")
-    assert reasons == {name: {reason} for name, reason in REASONS.items()}
+    assert reasons.pop("garbage_at_once") <= {REASONS["garbage_at_once"], "the connection failed"}
+    assert reasons == {name: {reason} for name, reason in REASONS.items() if name in reasons}
     assert sorted(request.headers["webhook-id"] for request in healthy.requests) == sorted(event_ids)
 
 

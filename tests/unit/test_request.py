@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -27,12 +28,17 @@ from carehook.ledger.records import ClaimedDelivery, Endpoint
 from carehook.ledger.states import EndpointStatus
 from carehook.signature import derive_public_key, generate_signing_key, generate_signing_secret
 
-# The real one, because the oracle knows no other.
 NOW = datetime.now(UTC)
 AGREED = "agreed with the support team"
 # Odd on purpose: whatever was accepted is sent, byte for byte.
 BODY = json.dumps(CATALOGUE["patient_report_sent"].example, indent=3, ensure_ascii=True).encode() + b"\n"
 URL = "https://hospital.example/hook?token=1"
+
+
+@pytest.fixture(autouse=True)
+def real_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The present, anew for each test: the oracle knows no other, and forgives it five minutes."""
+    monkeypatch.setattr(sys.modules[__name__], "NOW", datetime.now(UTC))
 
 
 def make_delivery(body: bytes = BODY) -> ClaimedDelivery:
@@ -65,7 +71,7 @@ def make_delivery(body: bytes = BODY) -> ClaimedDelivery:
 def build(
     delivery: ClaimedDelivery,
     *secrets: str | tuple[str, datetime],
-    now: datetime = NOW,
+    now: datetime | None = None,
     authentication: AuthenticationMethod | None = None,
 ) -> Request:
     """The request, signed with secrets of which some have an end, as it leaves after its authentication."""
@@ -77,7 +83,7 @@ def build(
     ]
     opened = EndpointSecrets(signature_value=SecretStr(AGREED), signing_secrets=tuple(periods))
     credentials = build_credentials(opened)
-    request = build_request(delivery, credentials, now)
+    request = build_request(delivery, credentials, now or NOW)
     (step,) = (authentication or NoAuthentication(type="none")).authenticate(request)
     assert isinstance(step, Request)
     return step

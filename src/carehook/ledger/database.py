@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import asyncpg
 import sqlalchemy as sa
@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from carehook.ledger import sqlite_driver
 from carehook.ledger.port import LedgerUnavailable
-from carehook.ledger.sessions import Session, SessionPostgres, SqliteWriter
+from carehook.ledger.sessions import Session, SessionPostgres, SqliteWriter, end
 
 BUSY_TIMEOUT_SECONDS = 30
 """How long a statement waits for another process's write on SQLite before it fails."""
@@ -118,17 +118,17 @@ class Database:
     async def _connect(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         try:
             connection = await engine.connect()
-        except (sa.exc.SQLAlchemyError, asyncpg.PostgresError, OSError) as error:
+        except (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise self._explain(error) from error
         try:
             yield connection
         except sa.exc.DBAPIError as error:
-            if isinstance(error, sa.exc.OperationalError) or error.connection_invalidated:
+            if _is_the_stores_fault(error):
                 raise self._explain(error) from error
             raise
         finally:
-            # Shielded: a connection whose transaction was cancelled goes back to the pool all the same.
-            await asyncio.shield(connection.close())
+            # A connection whose transaction was cancelled goes back to the pool all the same.
+            await end(connection.close())
 
     def _explain(self, error: Exception) -> LedgerUnavailable:
         """One sentence, for the operator, about a store that does not answer; without its password."""
@@ -144,6 +144,15 @@ class Database:
         await self._reader.dispose()
         if self._writer is not self._reader:
             await self._writer.dispose()
+
+
+_UNUSABLE_CLASSES: Final = frozenset({"08", "53", "57", "58"})
+"""PostgreSQL's classes of errors that say nothing about the statement: connection, resources, operator, system."""
+
+
+def _is_the_stores_fault(error: sa.exc.DBAPIError) -> bool:
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return isinstance(error, sa.exc.OperationalError) or error.connection_invalidated or state[:2] in _UNUSABLE_CLASSES
 
 
 def _open_sqlite(url: URL) -> sqlite3.Connection:

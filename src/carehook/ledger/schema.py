@@ -5,13 +5,21 @@ The check is one small query without Alembic, whose import is slow; `HEAD` is he
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TextIO
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from carehook.ledger.database import Database
 from carehook.ledger.port import LedgerUnavailable
+from carehook.ledger.sessions import end
 
 HEAD = "0001"
 """The newest migration, the schema that this code works with."""
@@ -51,6 +59,29 @@ async def check_schema(database: Database) -> None:
 
 async def migrate(database: Database) -> None:
     """Bring the schema up to HEAD, making it on an empty store. Several processes may do so at once."""
+    async with _take_turn(database):
+        await _migrate(database)
+
+
+@asynccontextmanager
+async def _take_turn(database: Database) -> AsyncIterator[None]:
+    """Let one process at a time open a SQLite store for the first time; PostgreSQL has a lock of its own for that.
+
+    While one turns a new file into a WAL database, another that opens it would be told that it is locked.
+    """
+    if not database.is_sqlite:
+        yield
+        return
+    with contextlib.closing(_open_lock(f"{database.url.database}.lock")) as lock:
+        await end(asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX))
+        yield
+
+
+def _open_lock(path: str) -> TextIO:
+    return os.fdopen(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "w")
+
+
+async def _migrate(database: Database) -> None:
     version = await read_version(database)
     if version == HEAD:
         return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -22,6 +22,16 @@ Row = tuple[Any, ...]
 
 INTEGRITY_ERRORS: Final = (sqlite3.IntegrityError, sa.exc.IntegrityError)
 """What a session raises where a row breaks a constraint of its table."""
+
+
+async def end(begun: Awaitable[Result]) -> Result:
+    """What `begun` gives. A caller that is cancelled is told so only when it has ended: nothing goes on behind it."""
+    task = asyncio.ensure_future(begun)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 class Session(ABC):
@@ -86,12 +96,7 @@ class SqliteWriter:
         A caller that is cancelled is told so only when the transaction has ended.
         """
         loop = asyncio.get_running_loop()
-        transaction = loop.run_in_executor(self._thread, self._transact, work, durable)
-        try:
-            return await asyncio.shield(transaction)
-        except asyncio.CancelledError:
-            await asyncio.wait([transaction])
-            raise
+        return await end(loop.run_in_executor(self._thread, self._transact, work, durable))
 
     async def close(self) -> None:
         """Close the connection and end its thread."""
