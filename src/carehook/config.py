@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     @field_validator("retry_schedule", mode="before")
     @classmethod
     def _read_schedule(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        return tuple(_read_delay(part) for part in value.split(",")) if isinstance(value, str) else value
 
     @field_validator("retry_schedule")
     @classmethod
@@ -113,6 +113,14 @@ def find_objections(environment: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} is not a setting; " + (f"is {PREFIX}{nearest[0].upper()} meant?" if nearest else "unset it.")
         elif not value.strip():
             yield f"{name} is empty; give it a value or unset it."
+
+
+def _read_delay(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        # Without a cause: its words are Python's, for who wrote the program.
+        raise ValueError("write seconds, separated by commas, such as 5,300,1800") from None
 
 
 def _read_network(text: str) -> Network:

@@ -216,7 +216,10 @@ def test_an_endpoint_lives(world: World, receiver: RecordingReceiver) -> None:
     sent = command.read("endpoint", "test", endpoint_id, "--event-type", "patient_consultation_finished")
     assert world.wait_for_success(sent["event_id"])["id"] == sent["delivery_id"]
 
-    command.run("endpoint", "delete", endpoint_id)
+    refused = command.run("endpoint", "delete", endpoint_id, code=2)
+    assert "--yes" in refused.stderr
+    assert command.read("endpoint", "show", endpoint_id)["status"] != "deleted"
+    command.run("endpoint", "delete", endpoint_id, "--yes")
     assert command.read("endpoint", "list", organization_id)["data"] == []
 
 

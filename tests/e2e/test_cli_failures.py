@@ -52,6 +52,16 @@ def test_a_bug_is_told_without_the_data_it_met_and_on_request_with_its_place(
     assert LEAK not in told
 
 
+def test_a_new_store_is_told_of_once_it_is_there_and_not_where_it_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    failed = Installation(tmp_path).run("org", "list", code=3, CAREHOOK_HOME=str(tmp_path / "file"))
+    (sentence,) = failed.stderr.splitlines()
+    assert sentence.startswith("Carehook cannot start: CAREHOOK_HOME: ")
+    made, found = (Installation(tmp_path).run("org", "list").stderr for _ in range(2))
+    assert made.startswith(f"There was no store yet; this made one: {tmp_path / 'home' / 'carehook.db'} ")
+    assert found == ""
+
+
 @pytest.mark.parametrize("url", ["postgresql://nobody:open-sesame@127.0.0.1:1/nothing", "mysql://127.0.0.1/nothing"])
 def test_a_store_that_cannot_be_used_is_code_3_and_its_password_is_not_shown(tmp_path: Path, url: str) -> None:
     done = Installation(tmp_path).run("org", "list", code=3, CAREHOOK_DATABASE_URL=url)

@@ -102,6 +102,14 @@ def test_what_cannot_be_used_is_refused_by_the_name_of_its_variable(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("text", ["a", "a,b", "5,,300", "5;300", "5,", ","])
+def test_a_schedule_that_cannot_be_read_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    with pytest.raises(InvalidSettings) as raised:
+        load(monkeypatch, RETRY_SCHEDULE=text)
+    sentence = "CAREHOOK_RETRY_SCHEDULE: write seconds, separated by commas, such as 5,300,1800."
+    assert str(raised.value) == sentence
+
+
 def test_everything_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidSettings) as raised:
         load(monkeypatch, PORT="x", ALLOW_HTTP="perhaps")

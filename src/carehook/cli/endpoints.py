@@ -160,7 +160,9 @@ def resume(endpoint_id: EndpointId, as_json: Json = False) -> None:
 @app.command()
 def delete(endpoint_id: EndpointId, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
     """Send nothing to it ever again, cancel what waits for it, and forget its secrets."""
-    if not yes and sys.stdin.isatty():
+    if not yes:
+        if not sys.stdin.isatty():
+            raise typer.BadParameter("is needed where nobody can be asked: there is no terminal.", param_hint="--yes")
         typer.confirm(f"Delete {endpoint_id}, cancel what waits for it and forget its secrets?", abort=True, err=True)
 
     async def work(carehook: Application) -> int:

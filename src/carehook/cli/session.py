@@ -30,10 +30,13 @@ def run(work: Callable[[Application], Awaitable[Result]]) -> Result:
 
     settings = load_settings()
     log_to_stderr("debug" if settings.log_level == "debug" else "warning")
-    _tell_of_a_new_store(settings)
+    new_store = _find_new_store(settings)
 
     async def work_on_the_store() -> Result:
         async with open_carehook(settings) as application:
+            if new_store is not None:
+                # In the wrong folder, an empty list would mislead.
+                say(f"There was no store yet; this made one: {new_store} (CAREHOOK_HOME chooses the folder).")
             return await work(application)
 
     return asyncio.run(work_on_the_store())
@@ -63,11 +66,11 @@ def build_model(model: type[Model], **fields: object) -> Model:
     raise refusal
 
 
-def _tell_of_a_new_store(settings: Settings) -> None:
-    """Say so where this makes a store: in the wrong folder, an empty list would mislead."""
+def _find_new_store(settings: Settings) -> Path | None:
+    """The file of the embedded store, where opening it makes it."""
     from carehook.bootstrap import is_embedded, open_url
 
-    if is_embedded(settings):
-        path = Path(open_url(settings).get_secret_value().partition("///")[2])
-        if not path.exists():
-            say(f"There was no store yet; this makes one: {path} (CAREHOOK_HOME chooses the folder).")
+    if not is_embedded(settings):
+        return None
+    path = Path(open_url(settings).get_secret_value().partition("///")[2])
+    return None if path.exists() else path
