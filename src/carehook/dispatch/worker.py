@@ -26,7 +26,7 @@ import structlog
 from carehook.batching import Batcher
 from carehook.clock import Clock
 from carehook.dispatch.delivery import ATTEMPT_LIMIT, Deliverer
-from carehook.ledger.port import Queue
+from carehook.ledger.port import LedgerUnavailable, Queue
 from carehook.ledger.records import ClaimedDelivery, FinishedAttempt
 
 LEASE: Final = timedelta(seconds=45)
@@ -87,8 +87,8 @@ class Worker:
             while not self._stopping.is_set():
                 try:
                     await self._turn()
-                except Exception:
-                    _log.exception("claim_failed")
+                except Exception as error:
+                    _log_failure("claim_failed", error)
                     await self._pause(_PAUSE_AFTER_ERROR)
         finally:
             self.stop()
@@ -172,8 +172,8 @@ class Worker:
         while True:
             try:
                 counted = await self._recorder.submit(finished)
-            except Exception:
-                _log.exception("result_not_recorded", delivery_id=delivery.id)
+            except Exception as error:
+                _log_failure("result_not_recorded", error, delivery_id=delivery.id)
                 if self._stopping.is_set() or self._clock() >= delivery.lease_until:
                     # The lease runs out, and the attempt is recorded as interrupted.
                     return
@@ -199,17 +199,17 @@ class Worker:
             del self._not_begun[_identify_lease(each)]
         try:
             await self._queue.give_back(claimed)
-        except Exception:
+        except Exception as error:
             # Their leases run out.
-            _log.exception("deliveries_not_given_back", deliveries=len(claimed))
+            _log_failure("deliveries_not_given_back", error, deliveries=len(claimed))
 
     async def _recover_lost_leases(self) -> None:
         while not self._stopping.is_set():
             try:
                 if lost := await self._queue.recover_lost(self._clock()):
                     _log.warning("leases_lost", deliveries=lost)
-            except Exception:
-                _log.exception("lost_leases_not_recovered")
+            except Exception as error:
+                _log_failure("lost_leases_not_recovered", error)
             await self._pause(LOST_LEASES_EVERY)
 
     async def _pause(self, duration: timedelta) -> None:
@@ -232,3 +232,11 @@ class Worker:
 
 def _identify_lease(delivery: ClaimedDelivery) -> _Lease:
     return delivery.id, delivery.lease_token
+
+
+def _log_failure(event: str, error: Exception, **fields: object) -> None:
+    """Log an error with its places, but a store that is away with the reason alone: it is told anew each second."""
+    if isinstance(error, LedgerUnavailable):
+        _log.error(event, reason=str(error), **fields)
+    else:
+        _log.error(event, exc_info=error, **fields)
