@@ -1,7 +1,7 @@
 """A store that cannot be used says why in one plain sentence, and never its password."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -122,6 +122,54 @@ async def test_a_server_that_goes_away_and_comes_back() -> None:
         async with ledger.transaction() as tx:
             assert not await tx.tokens.any_operator()
         await ledger.close()
+
+
+@pytest.mark.parametrize("end", [PostgresServer.stop, PostgresServer.kill])
+async def test_a_server_that_goes_away_at_the_commit(end: Callable[[PostgresServer], None]) -> None:
+    with PostgresServer() as server:
+        async with open_store(server.url()) as store:
+            await migrate(store.database)
+
+            async def commit_after_the_end() -> None:
+                async with store.ledger.transaction() as tx:
+                    assert not await tx.tokens.any_operator()
+                    end(server)
+
+            with pytest.raises(LedgerUnavailable, match="does not answer"):
+                await commit_after_the_end()
+
+
+async def test_a_backend_that_an_operator_ends(postgres_server: PostgresServer, postgres_database: str) -> None:
+    database = Database(parse_database_url(postgres_server.url(postgres_database)))
+    with pytest.raises(LedgerUnavailable, match="terminating connection"):
+        async with database.write() as connection:
+            await connection.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    await database.close()
+
+
+async def raise_in_postgres(database: Database, state: str) -> None:
+    """Let the server end a statement with an error of a SQLSTATE."""
+    async with database.write() as connection:
+        await connection.execute(sa.text(f"DO $$ BEGIN RAISE 'no room' USING ERRCODE = '{state}'; END $$"))
+
+
+@pytest.mark.parametrize("state", ["53100", "57014", "58030"])
+async def test_a_server_without_room_or_in_trouble_is_unavailable(
+    postgres_server: PostgresServer, postgres_database: str, state: str
+) -> None:
+    database = Database(parse_database_url(postgres_server.url(postgres_database)))
+    with pytest.raises(LedgerUnavailable, match="no room"):
+        await raise_in_postgres(database, state)
+    await database.close()
+
+
+async def test_a_wrong_statement_is_not_the_stores_fault(
+    postgres_server: PostgresServer, postgres_database: str
+) -> None:
+    database = Database(parse_database_url(postgres_server.url(postgres_database)))
+    with pytest.raises(sa.exc.DBAPIError):
+        await raise_in_postgres(database, "22000")
+    await database.close()
 
 
 async def test_what_a_block_raises_passes_as_it_is(store: Store) -> None:

@@ -48,7 +48,8 @@ stays stable while rows arrive.
 
 **Instants** that end in `_at` are RFC 3339 in UTC. The contract's own fields are as the contract has them.
 
-**Problems** are RFC 9457 documents. Nothing was stored, and nothing will be sent, when one is answered.
+**Problems** are RFC 9457 documents. Nothing was stored, and nothing will be sent, when one is answered; but with 500
+and 503 that is not known. Repeat such a request with the same `Idempotency-Key` or `id`: it is then stored once.
 
 | status | type | |
 | --- | --- | --- |

@@ -42,7 +42,11 @@ KINDS: Final[Mapping[int, ProblemKind]] = {
     415: ProblemKind("unsupported-media-type", "The body must be JSON", "Send `Content-Type: application/json`."),
     422: ProblemKind("invalid", "The request breaks a rule", "See `errors` for each field and its rule."),
     500: ProblemKind("internal-error", "Carehook failed", "This is a fault of Carehook. Report it with `incident`."),
-    503: ProblemKind("unavailable", "Not available at the moment", "Nothing was stored. Repeat the request later."),
+    503: ProblemKind(
+        "unavailable",
+        "Not available at the moment",
+        "It is not known whether the request was stored: repeat it later, with the same `Idempotency-Key` or `id`.",
+    ),
 }
 """The kinds by status; there is one for each status that the API answers."""
 
@@ -59,7 +63,10 @@ class FieldProblem(BaseModel):
 
 
 class Problem(BaseModel):
-    """Why a request was not carried out (RFC 9457). Nothing was stored and nothing will be sent."""
+    """Why a request was not carried out (RFC 9457).
+
+    Nothing was stored and nothing will be sent; but with 500 and 503 that is not known.
+    """
 
     type: str = Field(
         description="Names the kind of problem; stays the same.",

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 from uuid import uuid4
 
-import sqlalchemy.exc
 import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -24,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from carehook.api.problems import RequestRefused, build_problem
+from carehook.api.problems import KINDS, RequestRefused, build_problem
 from carehook.api.validation import build_field_errors
 from carehook.batching import BatcherClosedError
 from carehook.events import InvalidEvent
@@ -37,11 +36,6 @@ STORE_ERRORS: Final[tuple[type[Exception], ...]] = (
     LedgerUnavailable,
     BatcherClosedError,
     DuplicateKey,
-    sqlalchemy.exc.OperationalError,
-    sqlalchemy.exc.InterfaceError,
-    sqlalchemy.exc.TimeoutError,
-    # A database server that does not listen shows itself as the socket's own error.
-    OSError,
 )
 """What says that the store cannot be used now, and nothing about the request."""
 
@@ -124,7 +118,8 @@ async def _answer_disconnect(_request: Request, _gone: ClientDisconnect) -> Resp
 
 async def _answer_unavailable(request: Request, error: Exception) -> Response:
     incident = _log_incident("store_unavailable", request.scope, error)
-    detail = error.public if isinstance(error, LedgerUnavailable) else None
+    unknown = KINDS[503].detail
+    detail = f"{error.public} {unknown}" if isinstance(error, LedgerUnavailable) else unknown
     return build_problem(503, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}, incident=incident)
 
 
