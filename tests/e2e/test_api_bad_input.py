@@ -356,6 +356,17 @@ def test_what_care_refuses_stores_no_event(publisher: Client, organization: str,
     nothing()
 
 
+@pytest.mark.parametrize("code", ["%FF", "p%C3", "%ED%A0%80", "\ufffd"])
+def test_bytes_that_are_no_text_are_no_id(operator: Client, organization: str, code: str) -> None:
+    organization_path = f"/v1/organizations/{organization}"
+    patient = operator.call("PUT", f"{organization_path}/patients/{code}", HISTORY)
+    assert_problem(patient, 422, "patient_code", "of valid UTF-8")
+    professional = operator.call("PUT", f"/v1/professionals/{code}", {"name": "Doctor", "avatar": ""})
+    assert_problem(professional, 422, "professional_id", "of valid UTF-8")
+    consultation = operator.call("POST", f"{organization_path}/consultations/{code}/finish")
+    assert_problem(consultation, 422, "consultation_id", "of valid UTF-8")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [

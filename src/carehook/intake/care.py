@@ -51,10 +51,11 @@ from carehook.refusals import Conflict, build_invalid, build_invalid_model, buil
 CLOCK_TOLERANCE: Final = timedelta(minutes=5)
 """How far the platform's clock may be ahead of ours."""
 
-# Ids are parts of URLs: there a slash parts them, and clients resolve `.` and `..` before they send.
+# Ids are parts of URLs: there a slash parts them, and clients resolve `.` and `..` before they send. Bytes of a URL
+# that are not UTF-8 all arrive as U+FFFD, so ids with it would be taken for one another.
 _CARE_ID: Final = Matching(
-    r"^(?!\.{1,2}$)[^\x00-\x1f\x7f-\x9f\u2028\u2029/]{1,200}$",
-    "must have 1 to 200 characters on one line, without '/', and be neither '.' nor '..'",
+    r"^(?!\.{1,2}$)[^\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd/]{1,200}$",
+    "must have 1 to 200 characters of valid UTF-8 on one line, without '/' or U+FFFD, and be neither '.' nor '..'",
 )
 
 CareId = Annotated[str, Strict(), _CARE_ID]
