@@ -373,7 +373,7 @@ def test_bytes_that_are_no_text_are_no_id(operator: Client, organization: str, c
         ("PUT", "/v1/organizations", "GET, POST"),
         ("DELETE", "/v1/organizations/{}/events", "GET, POST"),
         ("POST", "/v1/endpoints/{}", "DELETE, GET, PATCH"),
-        ("POST", "/healthz", "GET"),
+        ("POST", "/healthz", "GET, HEAD"),
     ],
 )
 def test_another_method_is_told_which_are_allowed(operator: Client, method: str, path: str, allowed: str) -> None:

@@ -79,8 +79,14 @@ def test_every_route_is_documented(api: RunningApi, document: Any) -> None:
 
 def test_it_says_which_calls_need_a_token(document: Any) -> None:
     public = {name for name, operation in list_operations(document) if operation["security"] == []}
-    assert public == {"GET /healthz", "GET /readyz", "GET /metrics", "GET /openapi.json"}
+    probes = {"GET /healthz", "HEAD /healthz", "GET /readyz", "HEAD /readyz", "GET /metrics"}
+    assert public == {*probes, "GET /openapi.json"}
     assert all(operation["security"] in ([], [{"bearer": []}]) for _, operation in list_operations(document))
+
+
+def test_an_answer_to_head_has_no_content(document: Any) -> None:
+    answers = [operation["responses"]["200"] for name, operation in list_operations(document) if name[:5] == "HEAD "]
+    assert [answer.get("content") for answer in answers] == [None, None]
 
 
 def test_every_problem_is_documented(document: Any) -> None:

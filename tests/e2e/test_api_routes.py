@@ -253,6 +253,22 @@ def test_it_lives_and_is_ready(anonymous: Client) -> None:
     assert anonymous.take("GET", "/readyz") == {"status": "ready"}
 
 
+@pytest.mark.parametrize(
+    ("path", "is_draining", "status"), [("/healthz", True, 200), ("/readyz", False, 200), ("/readyz", True, 503)]
+)
+def test_a_probe_answers_head_as_get_without_the_body(
+    api: RunningApi, anonymous: Client, path: str, is_draining: bool, status: int
+) -> None:
+    api.draining = is_draining
+    try:
+        head, get = anonymous.call("HEAD", path), anonymous.call("GET", path)
+    finally:
+        api.draining = False
+    assert (head.status_code, get.status_code, head.content) == (status, status, b"")
+    assert {**head.headers, "date": ""} == {**get.headers, "date": ""}
+    assert int(head.headers["content-length"]) == len(get.content)
+
+
 def test_a_process_that_drains_lives_but_is_not_ready(api: RunningApi, anonymous: Client) -> None:
     api.draining = True
     try:

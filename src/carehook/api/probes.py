@@ -54,6 +54,20 @@ async def get_readiness(request: Request, carehook: Carehook) -> Ready | Respons
     return Ready(status="ready")
 
 
+# Load balancers ask by HEAD. The server sends the headers of these answers and leaves their bodies out.
+@router.head("/healthz", response_class=Response)
+async def head_health() -> Response:
+    """Answer as GET does, without the body."""
+    return _build_answer(await get_health())
+
+
+@router.head("/readyz", response_class=Response)
+async def head_readiness(request: Request, carehook: Carehook) -> Response:
+    """Answer as GET does, without the body."""
+    readiness = await get_readiness(request, carehook)
+    return readiness if isinstance(readiness, Response) else _build_answer(readiness)
+
+
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def get_metrics(carehook: Carehook) -> Response:
     """Show what Prometheus scrapes. While the store is away, that is all but the backlog, and `carehook_store_up` 0."""
@@ -69,6 +83,10 @@ async def get_metrics(carehook: Carehook) -> Response:
 async def get_openapi(request: Request) -> Response:
     """Show this document."""
     return Response(orjson.dumps(request.app.openapi()), media_type="application/json")
+
+
+def _build_answer(status: Alive | Ready) -> Response:
+    return Response(status.model_dump_json(), media_type="application/json")
 
 
 def _build_not_ready(part: str, rule: str) -> Response:
