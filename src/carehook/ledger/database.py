@@ -177,8 +177,13 @@ def _create_sqlite_engine(url: URL, *, pool_size: int, read_only: bool) -> Async
         # Without this the driver begins transactions by itself, too late and deferred.
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in (*_PRAGMAS, f"PRAGMA query_only = {int(read_only)}"):
-            cursor.execute(pragma)
+        try:
+            for pragma in (*_PRAGMAS, f"PRAGMA query_only = {int(read_only)}"):
+                cursor.execute(pragma)
+        except BaseException:
+            # SQLAlchemy does not know of it yet, so nobody else would.
+            connection.close()
+            raise
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 import aiosqlite
+from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
 
 class OneTripCursor(aiosqlite.Cursor):
@@ -84,6 +85,18 @@ class OneTripConnection(aiosqlite.Connection):
             await super().rollback()
         elif self._conn.in_transaction:
             self._conn.rollback()
+
+    def stop(self) -> None:
+        """End the thread once its queue is empty, and tell nobody: by then the event loop may be closed."""
+        self._running = False
+
+        def close_and_stop() -> object:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            return _STOP_RUNNING_SENTINEL
+
+        self._tx.put_nowait((None, close_and_stop))
 
 
 def connect(database: str, **options: Any) -> OneTripConnection:
