@@ -1,5 +1,6 @@
 """Documents that cannot lie: what they say of settings, states, rooms and commands is compared with the code."""
 
+import json
 import re
 from pathlib import Path
 
@@ -89,3 +90,14 @@ def test_the_readme_names_every_event_type() -> None:
     readme = README.read_text()
 
     assert [name for name in CATALOGUE if name not in readme] == []
+
+
+def test_the_readme_has_the_figures_of_a_result_that_is_kept() -> None:
+    results = sorted((ROOT / "bench" / "results").glob("*-embedded.json"))
+    report = json.loads(results[-1].read_text())
+    readme = README.read_text()
+
+    for figure in report["figures"]:
+        value = f"{figure['value']:,.0f}" if figure["value"] >= 100 else f"{figure['value']:.2f}"
+        assert f"| {figure['name']} | {value} {figure['unit']}".rstrip() in readme
+    assert report["machine"]["measured_at"][:10] in readme
