@@ -99,9 +99,11 @@ async def _garbage_body(receiver: Receiver, reader: asyncio.StreamReader, writer
 
 
 async def _garbage_header(receiver: Receiver, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await receiver.receive(reader)
-    writer.write(_OK + b"retry-after: \xff\xfe\r\ncontent-type: \xff\r\ncontent-length: 0\r\n\r\n")
-    await reader.read()
+    # Its answer is complete, so the next request may come on the same connection.
+    while True:
+        await receiver.receive(reader)
+        writer.write(_OK + b"retry-after: \xff\xfe\r\ncontent-type: \xff\r\ncontent-length: 0\r\n\r\n")
+        await writer.drain()
 
 
 async def _huge_header(receiver: Receiver, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
