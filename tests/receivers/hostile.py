@@ -119,9 +119,10 @@ async def _many_headers(receiver: Receiver, reader: asyncio.StreamReader, writer
 
 
 async def _gzip_bomb(receiver: Receiver, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await receiver.receive(reader)
-    writer.write(_OK + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(GZIP_BOMB) + GZIP_BOMB)
-    await reader.read()
+    while True:
+        await receiver.receive(reader)
+        writer.write(_OK + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(GZIP_BOMB) + GZIP_BOMB)
+        await writer.drain()
 
 
 HOSTILITIES: dict[str, Conversation] = {
