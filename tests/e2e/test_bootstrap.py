@@ -18,6 +18,7 @@ from carehook.config import Settings
 from carehook.insights import EndpointView
 from carehook.keyring import KEY_FILE, InvalidKeyError, KeyringError, WrongKeyError
 from carehook.ledger.port import LedgerUnavailable
+from carehook.ledger.records import PageRequest
 from tests.servers.ports import find_free_port
 from tests.servers.postgres import PostgresServer
 from tests.stores import ALL, build_settings, create_organization, register
@@ -157,13 +158,15 @@ async def test_an_empty_database_is_made_where_that_is_asked_and_else_left(on_po
 async def test_a_database_is_made_by_migrating(on_postgres: Settings) -> None:
     await migrate_store(on_postgres)
     await migrate_store(on_postgres)
-    await use(on_postgres)
+    endpoint_id = await register_endpoint(on_postgres)
+    assert (await read_endpoint(on_postgres)).id == endpoint_id
 
 
 async def test_processes_that_start_at_once_make_one_store(on_postgres: Settings, tmp_path: Path) -> None:
     for settings in (on_postgres, build_settings(tmp_path / "embedded")):
-        await asyncio.gather(*(use(settings, create=True) for _ in range(5)))
-        await use(settings)
+        await asyncio.gather(*(register_endpoint(settings, create=True) for _ in range(5)))
+        async with open_carehook(settings) as carehook:
+            assert len((await carehook.insights.organizations(PageRequest())).data) == 5
 
 
 @pytest.mark.parametrize(("version", "advice"), [("0000", "run `carehook migrate`"), ("9999", "run a newer Carehook")])

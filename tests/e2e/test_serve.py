@@ -214,6 +214,7 @@ def test_serve_makes_what_it_needs_on_an_empty_server(
     with RecordingReceiver() as receiver, carehook.start(CAREHOOK_DATABASE_URL=url) as service:
         (event_id,) = publish(service, register(service, receiver.url), 1)
         _wait_for_state(service, event_id, "succeeded")
+        assert [request.headers["webhook-id"] for request in receiver.requests] == [event_id]
 
 
 # ---------------------------------------------------------------- ending
