@@ -45,12 +45,13 @@ class StartupError(Exception):
 
 @asynccontextmanager
 async def open_carehook(
-    settings: Settings, *, create: bool = False, clock: Clock = utc_now
+    settings: Settings, *, create: bool = False, clock: Clock = utc_now, limits: Limits | None = None
 ) -> AsyncIterator[Application]:
     """Carehook on the store that the settings name, closed when the block ends.
 
     The embedded store is brought to this version's schema. Another one is left as it is, but with `create` it is made
-    where it is empty. Raises `StartupError`, `LedgerUnavailable` or `KeyringError`, each with a sentence for people.
+    where it is empty. The worker keeps to `limits`, by default those of the settings. Raises `StartupError`,
+    `LedgerUnavailable` or `KeyringError`, each with a sentence for people.
     """
     async with AsyncExitStack() as opened:
         keyring = open_keyring(settings)
@@ -65,7 +66,8 @@ async def open_carehook(
         rules = AddressRules(allowed_networks=settings.allowed_networks, allow_http=settings.allow_http)
         sender = open_sender(settings, rules)
         opened.push_async_callback(sender.close)
-        application = _assemble(settings, clock, ledger, queue, keyring, rules, sender)
+        limits = limits or Limits(settings.concurrency, settings.endpoint_concurrency)
+        application = _assemble(settings, clock, limits, ledger, queue, keyring, rules, sender)
         opened.push_async_callback(application.intake.close)
         yield application
 
@@ -73,6 +75,7 @@ async def open_carehook(
 def _assemble(
     settings: Settings,
     clock: Clock,
+    limits: Limits,
     ledger: Ledger,
     queue: Queue,
     keyring: Keyring,
@@ -83,7 +86,6 @@ def _assemble(
     intake = Intake(ledger, metrics, clock)
     tokens = AccessTokens(sender, time.monotonic)
     deliverer = Deliverer(sender, tokens, keyring, settings.retry_schedule, metrics, clock)
-    limits = Limits(settings.concurrency, settings.endpoint_concurrency)
     return Application(
         settings=settings,
         clock=clock,
