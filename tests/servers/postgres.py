@@ -1,7 +1,7 @@
 """PostgreSQL 18 out of a wheel: a real server on loopback that needs nothing installed and leaves nothing behind.
 
-PostgreSQL refuses to run as root, so root hands it to `nobody`. It keeps no promise about power cuts (`fsync` is
-off), only about the death of its processes, and starts in under a second.
+PostgreSQL refuses to run as root, so root hands it to `nobody`. Unless settings say otherwise it keeps no promise about
+power cuts (`fsync` is off), only about the death of its processes, and it starts in under a second.
 """
 
 import importlib.util
@@ -13,29 +13,44 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.servers.ports import find_free_port
+from tests.servers.hosts import THIS_MACHINE, Host
 
 SUPERUSER = "postgres"
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 10.0
 
-# Waits until the tests' process lets go of its end of the pipe, even by `kill -9`; then nothing may stay.
-WATCHDOG = 'read -r _; "$1" stop --pgdata "$2/data" --mode immediate --silent; rm -rf -- "$2"'
+FAST = {"fsync": "off", "full_page_writes": "off"}
+"""The settings of a server whose data nobody will miss."""
+
+# Waits until the tests' process lets go of its end of the pipe, even by `kill -9`; then nothing may stay. It stops the
+# server where that runs, and removes what there is on this machine.
+STOPPER = 'read -r _; exec "$1" stop --pgdata "$2/data" --mode immediate --silent'
+WATCHDOG = 'directory=$1; shift; "$@"; rm -rf -- "$directory"'
 
 
 class PostgresServer:
     """A server with a data directory of its own; `with` starts it, and removes all of it at the end.
 
-    Tests that call `kill`, `stop` or `restart` make their own; the fixture `postgres_server` is shared.
+    Tests that call `kill`, `stop` or `restart` make their own; the fixture `postgres_server` is shared. It runs on
+    `host`, and where `add_disk` is given its data lie on the disk that this puts at the data directory.
     """
 
-    def __init__(self) -> None:
-        self.port = find_free_port()
+    def __init__(
+        self,
+        host: Host = THIS_MACHINE,
+        add_disk: Callable[[Path, int, int], object] | None = None,
+        settings: Mapping[str, str] = FAST,
+    ) -> None:
+        self._settings = settings
+        self.port = host.choose_port()
+        self._host = host
+        self._add_disk = add_disk
         self._password = secrets.token_urlsafe(16)
         self._names = (f"test_{number}" for number in count(1))
         self._process: subprocess.Popen[bytes] | None = None
@@ -64,7 +79,7 @@ class PostgresServer:
 
     def plain_url(self, database: str = SUPERUSER) -> str:
         """The address of a database as libpq and asyncpg take it."""
-        return f"postgresql://{SUPERUSER}:{self._password}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://{SUPERUSER}:{self._password}@{self._host.address}:{self.port}/{database}"
 
     def create_database(self, template: str = "template1") -> str:
         """Make a database nothing else uses, a copy of `template`; returns its name."""
@@ -91,9 +106,24 @@ class PostgresServer:
         """Close all connections and stop, as an operator would; a server that is not running stays so."""
         self._end(signal.SIGINT)
 
+    def stop_at_once(self) -> None:
+        """Stop without a checkpoint, dropping all connections; the next start recovers from the log."""
+        self._end(signal.SIGQUIT)
+
     def kill(self) -> None:
         """End the server without warning, as a crash would."""
         self._end(signal.SIGKILL)
+
+    def list_backends(self) -> list[int]:
+        """The processes of the server but the first one. Should one be killed, the server drops all and recovers."""
+        if self._process is None or self._process.poll() is not None:
+            return []
+        pid = self._process.pid
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def is_running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     def restart(self) -> None:
         """Start again, on the same port and data, whether it runs, was stopped or was killed."""
@@ -101,38 +131,44 @@ class PostgresServer:
         self.start()
 
     def _initialise(self) -> None:
+        data = self._directory / "data"
+        data.mkdir(mode=0o700)
+        _give(data, self._account)
+        options = ["--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync", "--no-instructions"]
+        if self._add_disk is not None:
+            self._add_disk(data, *_identify(self._account))
+            # A file of the log in a sixteenth of the room.
+            options.append("--wal-segsize=1")
         password_file = self._directory / "password"
         password_file.write_text(self._password)
         _give(password_file, self._account)
-        where = [f"--pgdata={self._directory / 'data'}", f"--username={SUPERUSER}", f"--pwfile={password_file}"]
-        options = ["--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync", "--no-instructions"]
+        where = [f"--pgdata={data}", f"--username={SUPERUSER}", f"--pwfile={password_file}"]
         subprocess.run(
-            [self._binaries / "initdb", *where, *options],
+            **self._host.build_call([self._binaries / "initdb", *where, *options], self._account),
             check=True,
             stdout=subprocess.DEVNULL,
             cwd=self._directory,
-            **self._account,
         )
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         settings = {
             "port": self.port,
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": self._host.address,
             "unix_socket_directories": "",
             "max_connections": 200,
-            "fsync": "off",
-            "full_page_writes": "off",
+            **self._settings,
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
         with (self._directory / "log").open("ab") as log:
             return subprocess.Popen(
-                [self._binaries / "postgres", "-D", self._directory / "data", *options],
+                **self._host.build_call(
+                    [self._binaries / "postgres", "-D", self._directory / "data", *options], self._account
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self._directory,
                 start_new_session=True,
-                **self._account,
             )
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes], deadline: float) -> bool:
@@ -146,7 +182,7 @@ class PostgresServer:
     def _is_ready(self, process: subprocess.Popen[bytes]) -> bool:
         """Whether this very process says it is: whatever else listens on the port cannot be taken for it."""
         try:
-            lines = (self._directory / "data" / "postmaster.pid").read_text().splitlines()
+            lines = self._host.find_path(self._directory / "data" / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return False
         return lines[:1] == [str(process.pid)] and lines[7:8] != [] and lines[7].strip() == "ready"
@@ -163,15 +199,17 @@ class PostgresServer:
             process.wait()
 
     def _execute(self, statement: str) -> None:
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "PGHOST": self._host.address,
+            "PGPORT": str(self.port),
+            "PGUSER": SUPERUSER,
+            "PGPASSWORD": self._password,
+            "PGDATABASE": SUPERUSER,
+        }
+        command: list[str | Path] = [self._binaries / "psql", "--no-psqlrc", "--quiet", "--command", statement]
         done = subprocess.run(
-            [self._binaries / "psql", "--no-psqlrc", "--quiet", "--command", statement],
-            env={
-                "PGHOST": "127.0.0.1",
-                "PGPORT": str(self.port),
-                "PGUSER": SUPERUSER,
-                "PGPASSWORD": self._password,
-                "PGDATABASE": SUPERUSER,
-            },
+            **self._host.build_call(command, {"env": environment}),
             capture_output=True,
             text=True,
             check=False,
@@ -183,14 +221,18 @@ class PostgresServer:
         return (self._directory / "log").read_text(errors="replace")[-4000:]
 
     def _start_watchdog(self) -> subprocess.Popen[bytes]:
+        stopper: list[str | Path] = ["/bin/sh", "-c", STOPPER, "stopper", self._binaries / "pg_ctl", self._directory]
+        call = self._host.build_call(stopper, self._account)
+        # Within the call the account may be changed on the way; who removes is who made.
+        watchdog = ["/bin/sh", "-c", WATCHDOG, "watchdog", self._directory, *call.pop("args")]
         return subprocess.Popen(
-            ["/bin/sh", "-c", WATCHDOG, "watchdog", self._binaries / "pg_ctl", self._directory],
+            watchdog,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
             start_new_session=True,
-            **self._account,
+            **call,
         )
 
     def _remove(self) -> None:
@@ -237,6 +279,11 @@ def _can_run(program: Path, account: dict[str, Any]) -> bool:
     except OSError:
         return False
     return done.returncode == 0
+
+
+def _identify(account: dict[str, Any]) -> tuple[int, int]:
+    """User and group."""
+    return account.get("user", os.getuid()), account.get("group", os.getgid())
 
 
 def _give(path: Path, account: dict[str, Any]) -> None:
