@@ -90,7 +90,13 @@ class Store:
         now: datetime = NOW,
         lease: timedelta = LEASE,
     ) -> Sequence[ClaimedDelivery]:
-        return await self.queue.claim(limit, per_endpoint=per_endpoint, passing_over=passing_over, now=now, lease=lease)
+        """Claim after a look at the whole store, as a worker does now and then."""
+        self.queue.wake()
+
+        def room(endpoint_id: str) -> int:
+            return 0 if endpoint_id in passing_over else per_endpoint
+
+        return await self.queue.claim(limit, room=room, now=now, lease=lease)
 
     async def claim_one(self, now: datetime = NOW) -> ClaimedDelivery:
         [claimed] = await self.claim(now=now)

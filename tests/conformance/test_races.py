@@ -5,6 +5,7 @@ nothing is sent twice under one lease, and nothing deadlocks. SQLite has one wri
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
@@ -55,9 +56,10 @@ async def test_what_is_accepted_after_a_pause_began_is_held(postgresql_store: St
         async with store.ledger.transaction() as tx:
             endpoint = await tx.endpoints.get("ep_1", lock=True)
             assert endpoint is not None
+            await tx.endpoints.update(replace(endpoint, status=EndpointStatus.PAUSED))
+            await tx.deliveries.hold("ep_1")
             begun.set()
             await go_on.wait()
-        await store.set_status("ep_1", EndpointStatus.PAUSED)
 
     async def accept_meanwhile() -> str:
         async with store.ledger.transaction() as tx:

@@ -7,7 +7,7 @@ import pytest
 
 from carehook.ledger.port import DuplicateKey
 from carehook.ledger.records import Answered, DeliveryFilter, Organization, PageRequest
-from carehook.ledger.states import DeliveryState, EndpointStatus
+from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering
 from tests.conformance.store import NOW, ORGANIZATION, SECOND, Store, build_delivery, build_endpoint, build_event
 
 
@@ -134,10 +134,13 @@ async def test_an_endpoint_is_changed_in_every_field(store: Store) -> None:
         status_reason="holiday",
         sealed_secrets=b"new",
         updated_at=NOW + SECOND,
+        max_in_flight=3,
+        rate_limit=2.5,
+        ordering=Ordering.PATIENT,
     )
     async with store.ledger.transaction() as tx:
         await tx.endpoints.update(changed)
-    assert await store.endpoint("ep_1") == changed
+    assert await store.endpoint("ep_1") == replace(changed, revision=1)
 
 
 async def test_a_deleted_endpoint_is_found_nowhere(store: Store) -> None:

@@ -154,6 +154,8 @@ class Endpoints:
                 updated_at=now,
             )
             await transaction.endpoints.update(changed)
+            if changed.url != endpoint.url:
+                await transaction.endpoints.close_circuit(endpoint_id)
         return changed
 
     async def pause(self, endpoint_id: str) -> Endpoint:
@@ -171,6 +173,7 @@ class Endpoints:
         async with self._locked(endpoint_id) as (transaction, endpoint, now):
             resumed = dataclasses.replace(endpoint, status=EndpointStatus.ACTIVE, status_reason=None, updated_at=now)
             await transaction.endpoints.update(resumed)
+            await transaction.endpoints.close_circuit(endpoint_id)
             await transaction.deliveries.release(endpoint_id)
         return resumed
 

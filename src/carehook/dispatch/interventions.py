@@ -11,7 +11,7 @@ from carehook.clock import Clock
 from carehook.ids import DELIVERY, new_id
 from carehook.ledger.port import Ledger, Transaction
 from carehook.ledger.records import Delivery, Endpoint, NewDelivery, StoredEvent
-from carehook.ledger.states import DeliveryState, EndpointStatus, Transition, states_before
+from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition, states_before
 from carehook.refusals import Conflict, build_invalid, build_not_found
 
 
@@ -106,4 +106,5 @@ def _build_delivery(event: StoredEvent, endpoint: Endpoint, now: datetime) -> Ne
         event_type=event.type,
         state=DeliveryState.PENDING if endpoint.status is EndpointStatus.ACTIVE else DeliveryState.HELD,
         created_at=now,
+        order_key=event.patient_key if endpoint.ordering is Ordering.PATIENT else None,
     )

@@ -109,8 +109,7 @@ class Worker:
             return
         claimed = await self._queue.claim(
             room,
-            per_endpoint=self._limits.endpoint_concurrency,
-            passing_over=self._list_saturated(),
+            room=self._count_room,
             now=self._clock(),
             lease=self._limits.lease,
         )
@@ -119,8 +118,8 @@ class Worker:
         if not claimed:
             await self._queue.wait(at_most=POLL)
 
-    def _list_saturated(self) -> list[str]:
-        return [endpoint for endpoint, held in self._held.items() if held > self._limits.endpoint_concurrency]
+    def _count_room(self, endpoint_id: str) -> int:
+        return 2 * self._limits.endpoint_concurrency - self._held[endpoint_id]
 
     def _start(self, delivery: ClaimedDelivery) -> None:
         endpoint_id = delivery.endpoint.id
@@ -187,7 +186,7 @@ class Worker:
         self._held[endpoint_id] -= 1
         if self._held[endpoint_id] == self._limits.endpoint_concurrency:
             # It was passed over until now, though it may have more that is due.
-            self._queue.wake()
+            self._queue.wake([endpoint_id])
         if not self._held[endpoint_id]:
             del self._held[endpoint_id], self._lanes[endpoint_id]
 

@@ -62,3 +62,8 @@ class Event(BaseModel, Generic[Payload]):
     type: str
     occurred_on: UnixTime
     payload: Payload
+
+    @property
+    def patient_code(self) -> str | None:
+        """The code of the patient whom it is about; None where it is about none."""
+        return None

@@ -132,3 +132,8 @@ class PatientConsultationFinished(Event[ConsultationFinished]):
     )
 
     type: Literal["patient_consultation_finished"] = "patient_consultation_finished"
+
+    @property
+    def patient_code(self) -> str:
+        """The code of the patient whom it is about."""
+        return self.payload.patient.code

@@ -36,3 +36,8 @@ class PatientReportSent(Event[ReportSent]):
     )
 
     type: Literal["patient_report_sent"] = "patient_report_sent"
+
+    @property
+    def patient_code(self) -> str:
+        """The code of the patient whom it is about."""
+        return self.payload.patient.code

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from hashlib import sha256
 
 from carehook.events import AnyEvent, build_body
 from carehook.ids import DELIVERY, EVENT, new_id
 from carehook.ledger.records import Endpoint, NewDelivery, StoredEvent
-from carehook.ledger.states import DeliveryState, EndpointStatus
+from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering
 
 
 def freeze_event(organization_id: str, event: AnyEvent, now: datetime, *, is_test: bool = False) -> StoredEvent:
@@ -21,7 +22,15 @@ def freeze_event(organization_id: str, event: AnyEvent, now: datetime, *, is_tes
         body=build_body(event),
         is_test=is_test,
         created_at=now,
+        patient_key=_build_patient_key(organization_id, event.patient_code),
     )
+
+
+def _build_patient_key(organization_id: str, patient_code: str | None) -> str | None:
+    """A digest, so that tables and indexes of deliveries hold no patient's code."""
+    if patient_code is None:
+        return None
+    return sha256(f"{organization_id}\0{patient_code}".encode()).hexdigest()[:32]
 
 
 def match_recipients(event: StoredEvent, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
@@ -46,6 +55,7 @@ def build_deliveries(event: StoredEvent, recipients: Sequence[Endpoint]) -> list
             event_type=event.type,
             state=DeliveryState.PENDING if endpoint.status is EndpointStatus.ACTIVE else DeliveryState.HELD,
             created_at=event.created_at,
+            order_key=event.patient_key if endpoint.ordering is Ordering.PATIENT else None,
         )
         for endpoint in recipients
     ]

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from carehook.ledger.directory_sql import EXISTING, RECIPIENTS, build_endpoint
+from carehook.ledger.directory_sql import FIX_ORGANIZATIONS, RECIPIENTS, build_endpoint
 from carehook.ledger.events_sql import (
     ADD_ANSWERS,
     ADD_DELIVERIES,
@@ -16,6 +16,7 @@ from carehook.ledger.events_sql import (
     take_delivery,
     take_event,
 )
+from carehook.ledger.order_sql import assign_positions
 from carehook.ledger.port import DuplicateKey
 from carehook.ledger.records import Additions, Answered, Known
 from carehook.ledger.sessions import INTEGRITY_ERRORS, Session
@@ -37,19 +38,23 @@ def accept(
     keys: Collection[tuple[str, str]],
     decide: Callable[[Known], Additions],
     now: datetime,
-) -> bool:
-    """Add what `decide` says; whether that has made deliveries due. See `port.Ledger.accept`."""
-    organizations = frozenset(found for (found,) in EXISTING.fetch(session, organization_ids=organization_ids))
+) -> frozenset[str]:
+    """Add what `decide` says; the endpoints that this made deliveries for. See `port.Ledger.accept`."""
+    organizations = frozenset(found for (found,) in FIX_ORGANIZATIONS.fetch(session, organization_ids=organization_ids))
     endpoints = RECIPIENTS.fetch(session, organization_ids=organizations)
     known = Known(organizations, [build_endpoint(row) for row in endpoints], _find_answers(session, keys))
     additions = decide(known)
     ADD_EVENTS.run(session, [take_event(event) for event in additions.events])
-    ADD_DELIVERIES.run(session, [take_delivery(delivery) for delivery in additions.deliveries])
+    positions = assign_positions(session, additions.deliveries)
+    ADD_DELIVERIES.run(
+        session,
+        [take_delivery(delivery, position) for delivery, position in zip(additions.deliveries, positions, strict=True)],
+    )
     try:
         ADD_ANSWERS.run(session, take_answers(additions.answers, now))
     except INTEGRITY_ERRORS:
         raise DuplicateKey("an idempotency key was just used") from None
-    return bool(additions.deliveries)
+    return frozenset(delivery.endpoint_id for delivery in additions.deliveries)
 
 
 def _find_answers(session: Session, keys: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Answered]:

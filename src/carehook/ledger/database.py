@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from carehook.ledger import sqlite_driver
 from carehook.ledger.port import LedgerUnavailable
-from carehook.ledger.sessions import Session, SessionPostgres, SqliteWriter, end
+from carehook.ledger.sessions import Session, SessionSqlalchemy, SqliteWriter, end
 
 BUSY_TIMEOUT_SECONDS = 30
 """How long a statement waits for another process's write on SQLite before it fails."""
@@ -101,7 +101,7 @@ class Database:
         """
         if self._session_writer is None:
             async with self.write() as connection:
-                return await connection.run_sync(lambda synchronous: work(SessionPostgres(synchronous)))
+                return await connection.run_sync(lambda synchronous: work(SessionSqlalchemy(synchronous)))
         try:
             async with self._turn:
                 return await self._session_writer.run(work, durable=durable)

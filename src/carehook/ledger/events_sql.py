@@ -10,6 +10,7 @@ from operator import attrgetter
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from carehook.ledger.order_sql import assign_positions
 from carehook.ledger.port import DuplicateKey
 from carehook.ledger.records import (
     Answered,
@@ -23,6 +24,7 @@ from carehook.ledger.records import (
     PageRequest,
     StoredEvent,
 )
+from carehook.ledger.sessions import SessionSqlalchemy
 from carehook.ledger.statements import Bulk, among, build_move, fetch_page
 from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
 from carehook.ledger.tables import (
@@ -34,6 +36,7 @@ from carehook.ledger.tables import (
     events,
     idempotency_keys,
     in_state,
+    lanes,
 )
 
 _delivery_columns = [deliveries.c[field.name] for field in dataclasses.fields(Delivery)]
@@ -56,11 +59,17 @@ ADD_EVENTS = Bulk(events.insert(), _EVENT_NAMES)
 take_event = attrgetter(*_EVENT_NAMES)
 
 _NEW_DELIVERY_NAMES = [field.name for field in dataclasses.fields(NewDelivery)]
-ADD_DELIVERIES = Bulk(deliveries.insert(), [*_NEW_DELIVERY_NAMES, "due_at"])
+ADD_DELIVERIES = Bulk(deliveries.insert(), [*_NEW_DELIVERY_NAMES, "due_at", "position"])
 # `.value`: the driver is slow to see that a member of an enumeration is a string.
-take_delivery = attrgetter(
+_take_new_delivery = attrgetter(
     *(f"{name}.value" if name == "state" else name for name in _NEW_DELIVERY_NAMES), "created_at"
 )
+
+
+def take_delivery(delivery: NewDelivery, position: int | None) -> tuple[object, ...]:
+    """The row for `ADD_DELIVERIES`, with its place in the order of its endpoint if it has one."""
+    return (*_take_new_delivery(delivery), position)
+
 
 ADD_ANSWERS = Bulk(idempotency_keys.insert(), ["organization_id", "key", "fingerprint", "answer", "created_at"])
 
@@ -95,17 +104,20 @@ class EventsSql:
 
 
 class DeliveriesSql:
-    """See `port.Deliveries`. `on_due` is told when a method made something due."""
+    """See `port.Deliveries`. `on_due` is told the endpoints for which a method made something due."""
 
-    def __init__(self, connection: AsyncConnection, on_due: Callable[[], None]) -> None:
+    def __init__(self, connection: AsyncConnection, on_due: Callable[[Collection[str]], None]) -> None:
         self._connection = connection
         self._on_due = on_due
 
     async def add(self, new: Sequence[NewDelivery]) -> None:
         """Store new deliveries."""
-        await ADD_DELIVERIES.execute(self._connection, [take_delivery(delivery) for delivery in new])
-        if new:
-            self._on_due()
+        positions = await self._connection.run_sync(
+            lambda connection: assign_positions(SessionSqlalchemy(connection), new)
+        )
+        rows = [take_delivery(delivery, position) for delivery, position in zip(new, positions, strict=True)]
+        await ADD_DELIVERIES.execute(self._connection, rows)
+        self._on_due({delivery.endpoint_id for delivery in new})
 
     async def get(self, delivery_id: str) -> Delivery | None:
         """One delivery."""
@@ -183,8 +195,14 @@ class DeliveriesSql:
             failure_count=0,
             finished_at=None,
         )
-        self._on_due()
-        return (await self._connection.execute(move)).rowcount
+        moved = (await self._connection.execute(move)).rowcount
+        await self._connection.execute(
+            lanes.update()
+            .where(among(lanes.c.endpoint_id, statuses), lanes.c.opened_at.is_not(None))
+            .values(probe_at=now)
+        )
+        self._on_due(statuses)
+        return moved
 
     async def cancel(self, delivery_id: str, now: datetime) -> bool:
         """Send one no more."""
@@ -204,7 +222,7 @@ class DeliveriesSql:
     async def release(self, endpoint_id: str) -> int:
         """Let all that is held for an endpoint go on."""
         move = build_move(Transition.RELEASE, deliveries.c.endpoint_id == endpoint_id)
-        self._on_due()
+        self._on_due([endpoint_id])
         return (await self._connection.execute(move)).rowcount
 
     async def backlog(self) -> Backlog:

@@ -33,7 +33,11 @@ class TransactionSql:
     installation: InstallationSql
 
 
-def _build_transaction(connection: AsyncConnection, on_due: Callable[[], None]) -> TransactionSql:
+OnDue = Callable[[Collection[str]], None]
+"""Told the endpoints that something was made due for, after the commit; none named means any."""
+
+
+def _build_transaction(connection: AsyncConnection, on_due: OnDue) -> TransactionSql:
     return TransactionSql(
         organizations=OrganizationsSql(connection),
         endpoints=EndpointsSql(connection),
@@ -47,26 +51,26 @@ def _build_transaction(connection: AsyncConnection, on_due: Callable[[], None]) 
 
 
 class LedgerSql:
-    """See `port.Ledger`. `on_due` is called after a commit that made deliveries due."""
+    """See `port.Ledger`. `on_due` is called after a commit that made deliveries due, with their endpoints."""
 
-    def __init__(self, database: Database, on_due: Callable[[], None]) -> None:
+    def __init__(self, database: Database, on_due: OnDue) -> None:
         self._database = database
         self._on_due = on_due
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[TransactionSql]:
         """Read and write."""
-        made_due: list[bool] = []
+        made_due: set[str] = set()
         async with self._database.write() as connection:
-            yield _build_transaction(connection, lambda: made_due.append(True))
+            yield _build_transaction(connection, made_due.update)
         if made_due:
-            self._on_due()
+            self._on_due(made_due)
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[TransactionSql]:
         """Read alone."""
         async with self._database.read() as connection:
-            yield _build_transaction(connection, lambda: None)
+            yield _build_transaction(connection, lambda _: None)
 
     async def accept(
         self,
@@ -76,8 +80,8 @@ class LedgerSql:
         now: datetime,
     ) -> None:
         """Add what `decide` says, in one transaction."""
-        if await self._database.run(lambda session: accept(session, organization_ids, keys, decide, now)):
-            self._on_due()
+        if due := await self._database.run(lambda session: accept(session, organization_ids, keys, decide, now)):
+            self._on_due(due)
 
     async def check(self) -> None:
         """Raises LedgerUnavailable where the store does not answer or its schema is not this version's."""

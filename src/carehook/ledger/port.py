@@ -3,7 +3,9 @@
 Laws:
 - A transaction is all or nothing; when its block ends without an exception it is on disk.
 - No I/O but the ledger's own happens inside a transaction.
-- Rows are locked in one order, endpoints before deliveries and deliveries by id, so that transactions do not deadlock.
+- Rows are locked in one order, so that transactions do not deadlock: endpoints, organizations, deliveries, lanes, each
+  by id. Who changes an endpoint changes its organization's revision at once; who accepts holds that still, and no
+  endpoint.
 - A result counts only with the lease token under which the delivery was claimed.
 """
 
@@ -26,6 +28,7 @@ from carehook.ledger.records import (
     Endpoint,
     FinishedAttempt,
     Known,
+    Lane,
     NewDelivery,
     Organization,
     Page,
@@ -78,7 +81,18 @@ class Endpoints(Protocol):
         ...
 
     async def update(self, endpoint: Endpoint) -> None:
-        """Store every field of an endpoint that is there."""
+        """Store every field of an endpoint that is there but its `revision`, which grows.
+
+        Where its ordering changes, the deliveries that are not finished follow.
+        """
+        ...
+
+    async def lanes(self, endpoint_ids: Collection[str]) -> Mapping[str, Lane]:
+        """How it goes at each of the endpoints."""
+        ...
+
+    async def close_circuit(self, endpoint_id: str) -> None:
+        """Forget its failures, as when it was resumed or given another URL."""
         ...
 
     async def page(self, organization_id: str, request: PageRequest) -> Page[Endpoint]: ...
@@ -112,7 +126,8 @@ class Deliveries(Protocol):
     async def retry(self, delivery_id: str, now: datetime) -> bool:
         """Make it due now with its schedule begun anew, or held where its endpoint does not receive now.
 
-        False where its state, a request in flight or the deletion of its endpoint forbids it.
+        Where the endpoint's circuit is open it is tried now. False where its state, a request in flight or the
+        deletion of its endpoint forbids it.
         """
         ...
 
@@ -288,17 +303,23 @@ class Queue(Protocol):
     """Due deliveries under lease. The ledger's rows are its only truth."""
 
     async def claim(
-        self, limit: int, *, per_endpoint: int, passing_over: Collection[str], now: datetime, lease: timedelta
+        self, limit: int, *, room: Callable[[str], int], now: datetime, lease: timedelta
     ) -> Sequence[ClaimedDelivery]:
-        """Lease at most `limit` deliveries that are due, at most `per_endpoint` of each endpoint.
+        """Lease at most `limit` deliveries that are due, of each endpoint at most as many as there is `room` for.
 
-        Endpoints in `passing_over` are left alone. Those with the oldest due deliveries come first, and where there are
-        more due endpoints than `limit` each gets one.
+        `room` is asked about each endpoint that may have something due; where it says 0, nothing of it is looked at.
+        Endpoints with the oldest due deliveries come first, and where more of them are due than `limit` each gets one.
+
+        Kept here, over all workers, are the limits of an endpoint's own: the requests in flight, their rate, its open
+        circuit, and the order of its deliveries.
         """
         ...
 
     async def finish(self, finished: Sequence[FinishedAttempt], now: datetime) -> Sequence[bool]:
-        """Record attempts and move their deliveries, in one transaction; False for each whose lease was lost."""
+        """Record attempts and move their deliveries, in one transaction; False for each whose lease was lost.
+
+        What counts is told to the endpoints' circuits (`circuit`), and one that has failed for too long is disabled.
+        """
         ...
 
     async def give_back(self, claimed: Iterable[ClaimedDelivery]) -> None:
@@ -309,8 +330,8 @@ class Queue(Protocol):
         """Record an interrupted attempt for each lease that ran out and make its delivery due; how many."""
         ...
 
-    def wake(self) -> None:
-        """Make a `wait` return at once."""
+    def wake(self, endpoint_ids: Collection[str] = ()) -> None:
+        """Make a `wait` return at once: these endpoints may have something due, or room for it; none named, any may."""
         ...
 
     async def wait(self, *, at_most: timedelta) -> None:

@@ -1,7 +1,8 @@
 """The queue's statements, built once.
 
-A claim looks only through rows that wait, and through no more of one endpoint's than it may take: it hops over the
-partial index from endpoint to endpoint, so that a long backlog costs its neighbours nothing.
+A claim looks only through rows that wait, and through no more of one endpoint's than it may take, so that a long
+backlog costs its neighbours nothing. The survey, which finds the endpoints to look at, hops over the partial index from
+one to the next.
 """
 
 from __future__ import annotations
@@ -11,16 +12,29 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from carehook.ledger.records import Attempt
+from carehook.ledger.records import Attempt, Lane
 from carehook.ledger.statements import Bulk, Ids, Prepared, among, build_move, lock_deliveries
 from carehook.ledger.states import EndpointStatus, Transition, states_before
-from carehook.ledger.tables import LEASED, WAITING, attempts, deliveries, endpoints, events, in_state
+from carehook.ledger.tables import (
+    LEASED,
+    UNFINISHED_STATES,
+    WAITING,
+    attempts,
+    deliveries,
+    endpoints,
+    events,
+    in_state,
+    lanes,
+    organizations,
+)
 
 _ids = sa.bindparam("ids", type_=Ids())
 
 
-def _build_waiting_endpoints() -> sa.Select[Any]:
-    """Each endpoint for which something waits with the instant its first delivery is due, the longest due first.
+def _build_survey() -> sa.Select[Any]:
+    """Each endpoint for which something waits, with the instant it is to be tried, the longest due first.
+
+    That is when its first delivery is due, or when its open circuit lets one through.
 
     A recursive query that asks the index for the next greater endpoint, once per endpoint.
     """
@@ -39,17 +53,84 @@ def _build_waiting_endpoints() -> sa.Select[Any]:
         .label("due_at")
     )
     found = sa.select(hops.c.endpoint_id, due_at).where(hops.c.endpoint_id.is_not(None)).subquery()
-    return sa.select(found).where(found.c.due_at.is_not(None)).order_by(found.c.due_at)
+    tried_at = sa.case(
+        (lanes.c.opened_at.is_not(None) & (lanes.c.probe_at > found.c.due_at), lanes.c.probe_at), else_=found.c.due_at
+    ).label("tried_at")
+    with_lanes = found.join(lanes, lanes.c.endpoint_id == found.c.endpoint_id)
+    return (
+        sa.select(found.c.endpoint_id, tried_at)
+        .select_from(with_lanes)
+        .where(found.c.due_at.is_not(None))
+        .order_by(tried_at)
+    )
 
 
-WAITING_ENDPOINTS = Prepared(_build_waiting_endpoints())
+SURVEY = Prepared(_build_survey())
+
+_in_flight = sa.select(sa.func.count()).where(LEASED, deliveries.c.endpoint_id == endpoints.c.id).scalar_subquery()
+IN_FLIGHT = Prepared(sa.select(endpoints.c.id, _in_flight).where(among(endpoints.c.id, _ids)))
+
+LANE_NAMES = [field.name for field in dataclasses.fields(Lane)]
+_lane_columns = [lanes.c[name] for name in LANE_NAMES]
+CANDIDATES = Prepared(
+    sa.select(endpoints.c.id, endpoints.c.max_in_flight, endpoints.c.rate_limit, lanes.c.next_slot_at, *_lane_columns)
+    .join_from(endpoints, lanes)
+    .where(among(endpoints.c.id, _ids), endpoints.c.status == EndpointStatus.ACTIVE)
+)
+LOCK_LANES = Prepared(
+    sa.select(lanes.c.endpoint_id, lanes.c.next_slot_at, *_lane_columns)
+    .where(among(lanes.c.endpoint_id, _ids))
+    .order_by(lanes.c.endpoint_id)
+    .with_for_update(key_share=True)
+)
+TRY_LANES = Prepared(
+    sa.select(lanes.c.endpoint_id, lanes.c.next_slot_at, *_lane_columns)
+    .where(among(lanes.c.endpoint_id, _ids))
+    .order_by(lanes.c.endpoint_id)
+    .with_for_update(key_share=True, skip_locked=True)
+)
+FAILING = Prepared(sa.select(lanes.c.endpoint_id).where(among(lanes.c.endpoint_id, _ids), lanes.c.failure_streak > 0))
+SET_LANE = Bulk(
+    lanes.update()
+    .where(lanes.c.endpoint_id == sa.bindparam("endpoint"))
+    .values({name: sa.bindparam(f"new_{name}") for name in LANE_NAMES}),
+    ["endpoint", *(f"new_{name}" for name in LANE_NAMES)],
+)
+SET_SLOT = Bulk(
+    lanes.update().where(lanes.c.endpoint_id == sa.bindparam("endpoint")).values(next_slot_at=sa.bindparam("slot")),
+    ["endpoint", "slot"],
+)
+
+
+def _build_earlier() -> sa.Exists:
+    """Whether one that is before this delivery in the order of its patient is not finished."""
+    earlier = deliveries.alias("earlier")
+    # Written as the partial index has it, or it would go unused.
+    unfinished = sa.or_(*(earlier.c.state == sa.literal_column(f"'{state}'") for state in UNFINISHED_STATES))
+    return (
+        sa.select(sa.literal_column("1"))
+        .where(
+            earlier.c.endpoint_id == deliveries.c.endpoint_id,
+            earlier.c.order_key == deliveries.c.order_key,
+            earlier.c.position < deliveries.c.position,
+            earlier.c.order_key.is_not(None),
+            unfinished,
+        )
+        .correlate(deliveries)
+        .exists()
+    )
 
 
 def _build_lease(dialect: str) -> Any:
     """An update that leases the first `share` due deliveries of each endpoint and gives back what it leased."""
     first_due = (
         sa.select(deliveries.c.id)
-        .where(WAITING, deliveries.c.endpoint_id == endpoints.c.id, deliveries.c.due_at <= sa.bindparam("now"))
+        .where(
+            WAITING,
+            deliveries.c.endpoint_id == endpoints.c.id,
+            deliveries.c.due_at <= sa.bindparam("now"),
+            sa.or_(deliveries.c.order_key.is_(None), ~_build_earlier()),
+        )
         .order_by(deliveries.c.due_at)
         .limit(sa.bindparam("share"))
     )
@@ -128,7 +209,13 @@ _to_hold = in_state(
     *states_before(Transition.HOLD),
     where=among(deliveries.c.endpoint_id, sa.bindparam("endpoint_ids", type_=Ids())),
 )
-_lease_columns = (deliveries.c.id, deliveries.c.lease_token, deliveries.c.state, deliveries.c.lease_until)
+_lease_columns = (
+    deliveries.c.id,
+    deliveries.c.lease_token,
+    deliveries.c.state,
+    deliveries.c.lease_until,
+    deliveries.c.order_key,
+)
 LOCK_LEASED = Prepared(lock_deliveries(_finished, *_lease_columns))
 LOCK_LEASED_AND_HELD = Prepared(lock_deliveries(_finished | _to_hold, *_lease_columns))
 LOCK_ENDPOINTS = Prepared(
@@ -141,8 +228,36 @@ LOCK_ENDPOINTS = Prepared(
 DISABLE = Prepared(
     endpoints.update()
     .where(endpoints.c.id == sa.bindparam("endpoint"), endpoints.c.status == EndpointStatus.ACTIVE)
-    .values(status=EndpointStatus.DISABLED, status_reason=sa.bindparam("reason"), updated_at=sa.bindparam("now"))
+    .values(
+        status=EndpointStatus.DISABLED,
+        status_reason=sa.bindparam("reason"),
+        updated_at=sa.bindparam("now"),
+        revision=endpoints.c.revision + sa.literal_column("1"),
+    )
     .returning(endpoints.c.id)
+)
+REVISE_ORGANIZATIONS = Prepared(
+    organizations.update()
+    .where(organizations.c.id.in_(sa.select(endpoints.c.organization_id).where(among(endpoints.c.id, _ids)).distinct()))
+    .values(revision=organizations.c.revision + sa.literal_column("1"))
+)
+
+_head = deliveries.alias("head")
+_behind = (
+    sa.select(deliveries.c.id)
+    .join_from(
+        _head,
+        deliveries,
+        (deliveries.c.endpoint_id == _head.c.endpoint_id)
+        & (deliveries.c.order_key == _head.c.order_key)
+        & (deliveries.c.position > _head.c.position),
+    )
+    .where(_head.c.id == sa.bindparam("head"), deliveries.c.order_key.is_not(None), WAITING)
+    .where(deliveries.c.due_at < sa.bindparam("then"))
+    .with_for_update(of=deliveries, skip_locked=True, key_share=True)
+)
+PUT_OFF_THOSE_BEHIND = Bulk(
+    deliveries.update().where(deliveries.c.id.in_(_behind)).values(due_at=sa.bindparam("then")), ["head", "then"]
 )
 HOLD = Prepared(build_move(Transition.HOLD, deliveries.c.endpoint_id == sa.bindparam("endpoint")))
 

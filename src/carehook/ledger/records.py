@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
-from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
+from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
 
 Row = TypeVar("Row")
 
@@ -56,6 +56,33 @@ class Endpoint:
     sealed_secrets: bytes = field(repr=False)
     created_at: datetime
     updated_at: datetime
+    max_in_flight: int | None = None
+    """Requests in flight at most, over all workers; None leaves it to each worker's own limit."""
+    rate_limit: float | None = None
+    """Requests a second at most, over all workers."""
+    ordering: Ordering = Ordering.NONE
+    revision: int = 0
+    """Grows with every change; the store counts it."""
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it has limits that all workers together must keep."""
+        return self.max_in_flight is not None or self.rate_limit is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """How it goes at an endpoint: its failures since the last success, and its circuit breaker (see `circuit`)."""
+
+    failure_streak: int = 0
+    failing_since: datetime | None = None
+    last_failure: str | None = None
+    opened_at: datetime | None = None
+    """Since when the circuit is open; None while it is closed."""
+    probe_at: datetime | None = None
+    """When an open circuit lets the next request through."""
+    probes: int = 0
+    """How many requests an open circuit let through in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +96,8 @@ class StoredEvent:
     body: bytes = field(repr=False)
     is_test: bool
     created_at: datetime
+    patient_key: str | None = field(repr=False, default=None)
+    """What tells the patient of this event from the organization's others; None where it is about none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +111,8 @@ class NewDelivery:
     event_type: str
     state: DeliveryState
     created_at: datetime
+    order_key: str | None = field(repr=False, default=None)
+    """At an endpoint, deliveries of the same key go one after another, as their events were accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +189,16 @@ class FinishedAttempt:
     due_at: datetime | None
     spends_retry: bool
     disable_reason: str | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the endpoint took it."""
+        return self.transition is Transition.SUCCEED
+
+    @property
+    def blames_endpoint(self) -> bool:
+        """Whether it failed, and not by our doing."""
+        return not self.succeeded and self.attempt.outcome is not AttemptOutcome.INTERRUPTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class Session(ABC):
         """Execute a statement once for each row of parameters."""
 
 
-class SessionPostgres(Session):
+class SessionSqlalchemy(Session):
     """A session within SQLAlchemy's `run_sync`."""
 
     def __init__(self, connection: Connection) -> None:

@@ -189,8 +189,12 @@ class Prepared:
 
     def _compile(self, dialect: Dialect) -> _Compiled:
         compiled: Any = self._statement.compile(dialect=dialect)
+        # Both drivers give floats as they are; what SQLAlchemy makes of one hangs on what only a cursor could tell.
         results = [
-            entry.type.dialect_impl(dialect).result_processor(dialect, None) for entry in compiled._result_columns
+            None
+            if isinstance(entry.type, sa.Float)
+            else entry.type.dialect_impl(dialect).result_processor(dialect, None)
+            for entry in compiled._result_columns
         ]
         return _Compiled(
             text=str(compiled),

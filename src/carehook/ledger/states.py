@@ -96,3 +96,11 @@ class EndpointStatus(StrEnum):
     """Carehook stopped it, for the reason kept with it."""
     DELETED = "deleted"
     """Kept for the history of its deliveries alone."""
+
+
+class Ordering(StrEnum):
+    """Which of an endpoint's deliveries go one after another, in the order in which their events were accepted."""
+
+    NONE = "none"
+    PATIENT = "patient"
+    """Those of one patient: one that fails holds back that patient's alone, until it succeeds or is given up."""

@@ -59,6 +59,8 @@ organizations = sa.Table(
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("created_at", Instant, nullable=False),
+    # Grows whenever one of its endpoints is added or changed.
+    sa.Column("revision", sa.BigInteger, nullable=False, server_default="0"),
 )
 
 endpoints = sa.Table(
@@ -74,6 +76,24 @@ endpoints = sa.Table(
     sa.Column("sealed_secrets", sa.LargeBinary, nullable=False),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("updated_at", Instant, nullable=False),
+    sa.Column("max_in_flight", sa.Integer),
+    sa.Column("rate_limit", sa.Double),
+    sa.Column("ordering", sa.Text, nullable=False, server_default="none"),
+    sa.Column("revision", sa.BigInteger, nullable=False, server_default="0"),
+)
+
+lanes = sa.Table(
+    "lanes",
+    metadata,
+    sa.Column("endpoint_id", sa.ForeignKey("endpoints.id"), primary_key=True),
+    sa.Column("failure_streak", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("failing_since", Instant),
+    sa.Column("last_failure", sa.Text),
+    sa.Column("opened_at", Instant),
+    sa.Column("probe_at", Instant),
+    sa.Column("probes", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("next_slot_at", Instant),
+    sa.Column("last_position", sa.BigInteger, nullable=False, server_default="0"),
 )
 
 events = sa.Table(
@@ -86,6 +106,7 @@ events = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("is_test", sa.Boolean(create_constraint=False), nullable=False),
     sa.Column("created_at", Instant, nullable=False),
+    sa.Column("patient_key", sa.Text),
     sa.Index("ix_events_organization_id", "organization_id", "id"),
 )
 
@@ -107,6 +128,8 @@ deliveries = sa.Table(
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("last_attempt_at", Instant),
     sa.Column("finished_at", Instant),
+    sa.Column("order_key", sa.Text),
+    sa.Column("position", sa.BigInteger),
     sa.UniqueConstraint("event_id", "endpoint_id"),
     sa.Index("ix_deliveries_organization_id", "organization_id", "id"),
 )
@@ -123,6 +146,9 @@ WAITING = _is(DeliveryState.PENDING) & deliveries.c.lease_until.is_(None)
 LEASED = deliveries.c.lease_until.is_not(None)
 """What a worker has claimed."""
 
+UNFINISHED_STATES = (DeliveryState.PENDING, DeliveryState.HELD)
+"""Those in which a delivery holds back the ones behind it in its order."""
+
 
 def in_state(*states: DeliveryState, where: sa.ColumnElement[bool] | None = None) -> sa.ColumnElement[bool]:
     """Whether a delivery is in one of these states, and `where` holds, put so that each state has its partial index."""
@@ -135,7 +161,12 @@ def in_state(*states: DeliveryState, where: sa.ColumnElement[bool] | None = None
 
 for _name, _columns, _rows in (
     ("ix_deliveries_due", (deliveries.c.endpoint_id, deliveries.c.due_at), WAITING),
-    ("ix_deliveries_leased", (deliveries.c.lease_until,), LEASED),
+    ("ix_deliveries_leased", (deliveries.c.endpoint_id, deliveries.c.lease_until), LEASED),
+    (
+        "ix_deliveries_in_order",
+        (deliveries.c.endpoint_id, deliveries.c.order_key, deliveries.c.position),
+        deliveries.c.order_key.is_not(None) & sa.or_(*map(_is, UNFINISHED_STATES)),
+    ),
     (
         "ix_deliveries_set_aside",
         (deliveries.c.endpoint_id,),
