@@ -6,26 +6,40 @@ from pathlib import Path
 
 import pytest
 
-from carehook.cli.figures import print_figures
+from carehook.cli.bench.report import Figure
+from carehook.cli.bench.table import build_cell
 from tests.servers.installation import Installation
 
 
-def test_a_small_benchmark_measures_everything(tmp_path: Path) -> None:
-    report = Installation(tmp_path).read("bench", "--scale", "0.01")
-    assert report["machine"]["cores"] >= 1
+def test_a_small_benchmark_measures_every_scenario(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    listed = [line.split("\t")[0] for line in installation.run("bench", "--list").stdout.splitlines()]
+
+    report = installation.read("bench", "--scale", "0.002")
+
+    assert report["failures"] == []
+    assert {figure["scenario"] for figure in report["figures"]} - {"all of them"} <= set(listed)
     assert [figure["name"] for figure in report["figures"] if not figure["value"] > 0] == []
+    assert [ceiling["name"] for ceiling in report["ceilings"] if not ceiling["after"] > 0] == []
 
 
-def test_a_figure_that_misses_what_is_wanted_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
-    figures = [
-        {"name": "rate", "value": 1234.5, "unit": "events/s", "target": 1000, "is_limit": False, "is_met": True},
-        {"name": "latency", "value": 12.5, "unit": "ms", "target": 10, "is_limit": True, "is_met": False},
-    ]
-    print_figures({"machine": {"cores": 2}, "figures": figures})
-    assert capsys.readouterr().out.splitlines() == [
-        "cores\t2",
-        "",
-        "what\tvalue\twanted",
-        "rate\t1,234 events/s\t≥ 1,000 events/s",
-        "latency\t12.50 ms\t≤ 10 ms, missed",
-    ]
+@pytest.mark.parametrize(
+    ("value", "is_limit", "is_met", "shown"),
+    [
+        (1234.5, False, True, "1,234 (met: ≥ 1,000)"),
+        (12.5, True, False, "12.50 (missed: ≤ 1,000)"),
+    ],
+)
+def test_what_is_wanted_stands_beside_a_figure(value: float, is_limit: bool, is_met: bool, shown: str) -> None:
+    figure = Figure(
+        scenario="deliver",
+        setup="embedded",
+        name="rate",
+        value=value,
+        unit="events/s",
+        target=1000,
+        is_limit=is_limit,
+        is_met=is_met,
+    )
+
+    assert build_cell(figure) == shown

@@ -1,35 +1,75 @@
-"""A bare HTTP receiver in a process of its own: it notes when each `webhook-id` arrived first, and answers 200.
+"""A bare HTTP receiver in a process of its own: it notes when each request was answered, and answers as its path says.
 
-It does as little as a receiver can, so that what is measured is the sender. Control requests: `GET /receipts` answers
-with the number of requests and the receipts, in nanoseconds of CLOCK_MONOTONIC, which all processes of a machine share;
-`POST /reset` forgets them.
+It does as little as a receiver can, so that what is measured is the sender. A path is `/DELAY/STATUS/NAME`: the answer
+has this status and comes after so many milliseconds; `/never/…` is never answered. Control requests are
+`GET /progress`, `GET /receipts` and `POST /reset`, which forgets. Instants are nanoseconds of CLOCK_MONOTONIC, which
+all processes of a machine share. The ports, `{"http": …, "https": …}`, are printed once it listens; it ends when its
+standard input does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import cast
+from http import HTTPStatus
+from typing import Final, NamedTuple, cast
 
 import orjson
 import uvloop
 
-_OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+_BACKLOG: Final = 4096
+_CONTROL: Final = (b"GET /progress ", b"GET /receipts ", b"POST /reset ")
 
 
 @dataclass(slots=True)
 class Receipts:
-    """What arrived: how many requests, and when each id came first."""
+    """How many requests were answered, when each pair of path and `webhook-id` was first, and when the last new one."""
 
     requests: int = 0
-    first: dict[str, int] = field(default_factory=dict)
+    first: dict[bytes, int] = field(default_factory=dict)
+    last: int = 0
+
+    def note(self, key: bytes, now: int) -> None:
+        """Count a request; `key` is its path, a space and its `webhook-id`."""
+        self.requests += 1
+        if key not in self.first:
+            self.first[key] = now
+            self.last = now
+
+    def answer(self, control: bytes) -> bytes:
+        """The body of the answer to a control request."""
+        if control == b"GET /progress ":
+            return orjson.dumps({"requests": self.requests, "different": len(self.first), "last": self.last})
+        if control == b"GET /receipts ":
+            return orjson.dumps({key.decode(): instant for key, instant in self.first.items()})
+        self.requests, self.last = 0, 0
+        self.first.clear()
+        return b"{}"
+
+
+class Behaviour(NamedTuple):
+    """How a path is answered: when, in seconds, and with what; None is never."""
+
+    delay: float
+    answer: bytes | None
+
+
+def read_behaviour(path: bytes) -> Behaviour:
+    """What a path asks for. Raises `ValueError` where it is not one of ours."""
+    _, delay, status, *_ = path.split(b"/")
+    if delay == b"never":
+        return Behaviour(0, None)
+    phrase = HTTPStatus(int(status)).phrase.encode()
+    return Behaviour(int(delay) / 1000, b"HTTP/1.1 %s %s\r\ncontent-length: 0\r\n\r\n" % (status, phrase))
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, receipts: Receipts) -> None:
+    def __init__(self, receipts: Receipts, behaviours: dict[bytes, Behaviour]) -> None:
         self._receipts = receipts
+        self._behaviours = behaviours
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
 
@@ -45,23 +85,33 @@ class _Connection(asyncio.Protocol):
             if len(self._received) < end + 4 + length:
                 return
             del self._received[: end + 4 + length]
-            self._answer(head)
+            self._take(head)
 
-    def _answer(self, head: bytes) -> None:
-        if self._transport is None:
+    def _take(self, head: bytes) -> None:
+        if head.startswith(_CONTROL):
+            control = next(each for each in _CONTROL if head.startswith(each))
+            body = self._receipts.answer(control)
+            self._write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
             return
-        if head.startswith(b"GET /receipts "):
-            body = orjson.dumps({"requests": self._receipts.requests, "first": self._receipts.first})
-            self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        path = head.split(b" ", 2)[1]
+        key = b"%s %s" % (path, _find(head, b"webhook-id") or b"")
+        behaviour = self._behaviours.get(path)
+        if behaviour is None:
+            behaviour = self._behaviours[path] = read_behaviour(path)
+        if behaviour.answer is None:
             return
-        if head.startswith(b"POST /reset "):
-            self._receipts.requests = 0
-            self._receipts.first.clear()
+        if behaviour.delay:
+            asyncio.get_running_loop().call_later(behaviour.delay, self._receive, key, behaviour.answer)
         else:
-            self._receipts.requests += 1
-            if message_id := _find(head, b"webhook-id"):
-                self._receipts.first.setdefault(message_id.decode(), time.monotonic_ns())
-        self._transport.write(_OK)
+            self._receive(key, behaviour.answer)
+
+    def _receive(self, key: bytes, answer: bytes) -> None:
+        self._receipts.note(key, time.monotonic_ns())
+        self._write(answer)
+
+    def _write(self, answer: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(answer)
 
 
 def _find(head: bytes, name: bytes) -> bytes | None:
@@ -74,14 +124,21 @@ def _find(head: bytes, name: bytes) -> bytes | None:
     return head[start : head.index(b"\r\n", start)]
 
 
-async def _serve() -> None:
-    receipts = Receipts()
-    server = await asyncio.get_running_loop().create_server(lambda: _Connection(receipts), "127.0.0.1", 0)
-    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
+async def _serve(certificate: str) -> None:
+    receipts, behaviours = Receipts(), dict[bytes, Behaviour]()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    loop = asyncio.get_running_loop()
+    ports = {}
+    for scheme, tls in (("http", None), ("https", context)):
+        server = await loop.create_server(
+            lambda: _Connection(receipts, behaviours), "127.0.0.1", 0, ssl=tls, backlog=_BACKLOG
+        )
+        ports[scheme] = server.sockets[0].getsockname()[1]
+    sys.stdout.write(orjson.dumps(ports).decode() + "\n")
     sys.stdout.flush()
-    # Standard input ends with the process that started this one, however that one ended.
     await asyncio.to_thread(sys.stdin.read)
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve())
+    uvloop.run(_serve(sys.argv[1]))

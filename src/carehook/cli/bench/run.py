@@ -1,97 +1,125 @@
-"""One run of all measurements on a fresh embedded store, and its report."""
+"""One run: the ceilings, every setup with the scenarios one after another, the ceilings again, and the report."""
 
 from __future__ import annotations
 
-import os
-import platform
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict
-from datetime import UTC, datetime
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from carehook import __version__
-from carehook.cli.bench.measure import (
-    LATENCY_RATE,
-    Measured,
-    build_client,
-    build_event,
-    measure_accepting,
-    measure_accepting_batches,
-    measure_ceiling,
-    measure_delivering,
-    measure_latency,
-    pick_percentile,
-    wait_for,
-)
-from carehook.cli.bench.processes import start_carehook, start_receiver
+from carehook.cli.bench.ceiling import REQUESTS, Ceiling
+from carehook.cli.bench.certificates import Certificates, make_certificates
+from carehook.cli.bench.load import build_client
+from carehook.cli.bench.machine import describe_machine
+from carehook.cli.bench.measured import WORKER_MEMORY, Measured
+from carehook.cli.bench.processes import BenchmarkFailed
+from carehook.cli.bench.receiving import Receiver, start_receiver
+from carehook.cli.bench.report import CeilingFigure, Failure, Figure, Report, SetupRun, build_figures
+from carehook.cli.bench.scenarios import Bench, Scenario
+from carehook.cli.bench.setups import Servers, Setup, start_setup
+from carehook.cli.bench.stores import DatabaseServer
+from carehook.clock import utc_now
 
 Progress = Callable[[str], None]
 
 
-async def run_benchmark(scale: float, tell: Progress) -> list[Measured]:
-    """Measure everything, `scale` times the usual number of events; `tell` is told what is being measured."""
-    single, batches = max(64, int(20_000 * scale)), max(4, int(60 * scale))
-    warm_up = max(64, single // 10)
-    client = build_client()
-    with tempfile.TemporaryDirectory(prefix="carehook-bench-") as home:
-        async with start_receiver() as receiver:
-            tell("the ceiling: the HTTP client alone")
-            await measure_ceiling(client, receiver, warm_up)
-            ceiling = await measure_ceiling(client, receiver, single)
-            async with start_carehook(Path(home), receiver, client) as carehook:
-                tell("accepting and delivering, to warm up")
-                await measure_delivering(client, carehook, receiver, 4)
-                tell(f"publish to receipt at {LATENCY_RATE} events/s")
-                latencies = await measure_latency(client, carehook, receiver, max(200, int(2_000 * scale)))
-                tell("accepting single events")
-                accepted = await measure_accepting(client, carehook, single)
-                await wait_for(client, receiver, len(latencies) + single)
-                tell("delivering, end to end")
-                delivered = await measure_delivering(client, carehook, receiver, batches)
-                tell("accepting batches")
-                accepted_batches = await measure_accepting_batches(client, carehook, batches)
-                memory = carehook.read_peak_memory()
-    await client.close()
-    return [
-        Measured("ceiling: the HTTP client alone", ceiling, "requests/s"),
-        Measured("accepted, single events, 64 callers", accepted, "events/s", target=1_500),
-        Measured("accepted, batches of 500", accepted_batches, "events/s"),
-        Measured("delivered, end to end", delivered, "events/s", target=2_500),
-        Measured("delivered, share of the ceiling", delivered / ceiling, ""),
-        Measured("publish to receipt, p50", pick_percentile(latencies, 0.5), "ms", target=10, is_limit=True),
-        Measured("publish to receipt, p99", pick_percentile(latencies, 0.99), "ms"),
-        Measured("peak memory of the service", memory / 2**20, "MB", target=200, is_limit=True),
-    ]
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured, and `scale` times how much of it as usual."""
+
+    scenarios: Sequence[Scenario]
+    setups: Sequence[Setup]
+    servers: Servers
+    scale: float = 1.0
+
+    def choose(self, setup: Setup) -> list[Scenario]:
+        """The scenarios for a setup; those that are not brief are left out where another one stands for it."""
+        return [scenario for scenario in self.scenarios if scenario.is_brief or not setup.is_brief]
 
 
-def describe_machine() -> dict[str, Any]:
-    """The machine that a figure was measured on."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
+@dataclass(slots=True)
+class Findings:
+    """What was measured until now, before the ceilings are known."""
+
+    measured: list[tuple[str, str, Sequence[Measured]]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+async def run_benchmark(plan: Plan, tell: Progress) -> Report:
+    """Measure all that is planned; `tell` is told what is being measured. Raises `BenchmarkFailed`."""
+    measured_at, begun = utc_now(), time.monotonic()
+    async with AsyncExitStack() as started:
+        folder = Path(started.enter_context(tempfile.TemporaryDirectory(prefix="carehook-bench-")))
+        machine = describe_machine(folder)
+        certificates = make_certificates(folder, measured_at)
+        client = build_client(certificates.authority)
+        started.push_async_callback(client.close)
+        receiver = await started.enter_async_context(start_receiver(client, certificates, folder))
+        neighbour = await started.enter_async_context(start_receiver(client, certificates, folder))
+        ceilings = sorted({Ceiling(), *(each for scenario in plan.scenarios for each in scenario.ceilings)})
+        tell("the ceiling: the HTTP client alone")
+        before = await _measure_ceilings(ceilings, receiver, plan.scale)
+        setups = [await _describe_setup(setup, plan.servers) for setup in plan.setups]
+        findings = Findings()
+        for setup in plan.setups:
+            await _run_setup(plan, setup, (receiver, neighbour), certificates, folder, findings, tell)
+        tell("the ceiling again")
+        after = await _measure_ceilings(ceilings, receiver, plan.scale)
+    found = [CeilingFigure(name=ceiling.name, before=before[ceiling], after=after[ceiling]) for ceiling in ceilings]
+    return Report(
+        carehook=__version__,
+        measured_at=measured_at,
+        seconds=round(time.monotonic() - begun, 1),
+        scale=plan.scale,
+        workers=plan.servers.workers,
+        machine=machine,
+        setups=setups,
+        ceilings=found,
+        figures=_build_figures(findings, found),
+        failures=findings.failures,
     )
-    return {
-        "carehook": __version__,
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),  # noqa: TID251 (a stamp on a report)
-        "processor": model,
-        "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "store": "embedded (SQLite, synchronous=FULL)",
-        "body_bytes": len(build_event()),
-    }
 
 
-def build_report(figures: list[Measured]) -> dict[str, Any]:
-    """The machine and the figures, as they are printed with `--json`."""
-    return {
-        "machine": describe_machine(),
-        "figures": [{**asdict(figure), "is_met": figure.is_met} for figure in figures],
-    }
+async def _run_setup(
+    plan: Plan,
+    setup: Setup,
+    receivers: tuple[Receiver, Receiver],
+    certificates: Certificates,
+    folder: Path,
+    findings: Findings,
+    tell: Progress,
+) -> None:
+    receiver, neighbour = receivers
+    async with start_setup(setup, plan.servers, receiver.client, certificates, folder / setup.name) as carehook:
+        bench = Bench(carehook, receiver, neighbour, plan.scale)
+        for scenario in plan.choose(setup):
+            tell(f"{setup.title}: {scenario.description}")
+            try:
+                findings.measured.append((scenario.name, setup.name, await scenario.run(bench)))
+            except BenchmarkFailed as error:
+                findings.failures.append(Failure(scenario=scenario.name, setup=setup.name, reason=str(error)))
+        memory = Measured(WORKER_MEMORY, carehook.read_peak_memory(), "MB")
+        findings.measured.append(("all of them", setup.name, [memory]))
+
+
+async def _measure_ceilings(ceilings: Collection[Ceiling], receiver: Receiver, scale: float) -> dict[Ceiling, float]:
+    requests = max(200, round(REQUESTS * scale))
+    return {ceiling: await ceiling.measure(receiver, requests) for ceiling in ceilings}
+
+
+async def _describe_setup(setup: Setup, servers: Servers) -> SetupRun:
+    store = "SQLite, synchronous=FULL"
+    if setup.needs_database and servers.database is not None:
+        store = await DatabaseServer(servers.database).describe()
+    return SetupRun(name=setup.name, title=setup.title, store=store)
+
+
+def _build_figures(findings: Findings, ceilings: Sequence[CeilingFigure]) -> list[Figure]:
+    return [
+        figure
+        for scenario, setup, measured in findings.measured
+        for figure in build_figures(scenario, setup, measured, ceilings)
+    ]

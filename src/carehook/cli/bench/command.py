@@ -1,0 +1,84 @@
+"""What `carehook bench` was asked for, and the run of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+import uvloop
+from pydantic import SecretStr
+
+from carehook.cli.bench.run import Plan, run_benchmark
+from carehook.cli.bench.scenarios import SCENARIOS
+from carehook.cli.bench.setups import SETUPS, Servers, Setup
+from carehook.cli.bench.table import print_report
+from carehook.cli.failures import CommandFailed
+from carehook.cli.output import print_json, say
+from carehook.config import load_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The options of the command."""
+
+    scale: float
+    only: Sequence[str] | None
+    setups: Sequence[str] | None
+    database_url: str | None
+    queue_url: str | None
+    workers: int
+    keep: Path | None
+    as_json: bool
+
+
+def list_choices() -> None:
+    """Print the scenarios and the setups by their names."""
+    for each in SCENARIOS:
+        print(f"{each.name}\t{each.description}")
+    for setup in SETUPS:
+        print(f"{setup.name}\t{setup.title}")
+
+
+def measure(request: Request) -> None:
+    """Measure, print and keep. Raises `CommandFailed` where something could not be measured."""
+    plan = build_plan(request)
+    report = uvloop.run(run_benchmark(plan, lambda what: say(f"Measuring {what} …")))
+    if request.as_json:
+        print_json(report)
+    else:
+        print_report(report)
+    if report.failures:
+        raise CommandFailed(f"{len(report.failures)} scenarios could not be measured; the report says why")
+
+
+def build_plan(request: Request) -> Plan:
+    """What is asked for. Raises `BadParameter` for a scenario or a setup that there is not, or cannot be run."""
+    servers = _find_servers(request)
+    scenarios = _choose(request.only, {each.name: each for each in SCENARIOS}, "--only")
+    setups: list[Setup] = _choose(request.setups, {each.name: each for each in SETUPS}, "--on")
+    runnable = [setup for setup in setups if servers.can_run(setup)]
+    if request.setups and len(runnable) < len(setups):
+        raise typer.BadParameter("needs --database-url, and jetstream --queue-url as well.", param_hint="--on")
+    return Plan(scenarios, runnable, servers, request.scale)
+
+
+def _find_servers(request: Request) -> Servers:
+    given: dict[str, Any] = {}
+    if request.database_url is not None:
+        given["database_url"] = request.database_url
+    if request.queue_url is not None:
+        given["queue_url"] = request.queue_url
+    settings = load_settings(**given)
+    queue = settings.queue_url
+    return Servers(settings.database_url, SecretStr(queue) if isinstance(queue, str) else queue, request.workers)
+
+
+def _choose(names: Sequence[str] | None, choices: dict[str, Any], option: str) -> list[Any]:
+    if not names:
+        return list(choices.values())
+    if unknown := [name for name in names if name not in choices]:
+        raise typer.BadParameter(f"{unknown[0]} is none of {', '.join(choices)}.", param_hint=option)
+    return [choice for name, choice in choices.items() if name in names]

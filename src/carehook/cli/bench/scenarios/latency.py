@@ -1,0 +1,102 @@
+"""How long an event takes from its publish to its receipt, at a steady rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from carehook.cli.bench.bodies import build_event
+from carehook.cli.bench.carehook import Organization
+from carehook.cli.bench.load import pick_percentile, run_at_rate
+from carehook.cli.bench.measured import ALL_RECEIVED, LATENCY_P50, LATENCY_P99, Measured
+from carehook.cli.bench.receiving import Receiver
+from carehook.cli.bench.scenarios.bench import Bench, Scenario
+
+_SECONDS: Final = 10
+_MILLISECOND: Final = 1_000_000
+_SECOND: Final = 1_000_000_000
+_ENDPOINTS: Final = 1_000
+_ROUNDS: Final = 10
+
+
+async def measure_latencies(
+    organization: Organization, receiver: Receiver, events: int, rate: float
+) -> Sequence[float]:
+    """Milliseconds from the beginning of each publish to each receipt of its event, at so many events a second."""
+    body = build_event()
+    published: dict[str, int] = {}
+
+    async def publish() -> None:
+        begun = time.monotonic_ns()
+        published[await organization.publish(body)] = begun
+
+    await receiver.reset()
+    await run_at_rate(publish, events, rate)
+    await receiver.wait_for(events * len(organization.endpoint_ids))
+    receipts = await receiver.read_receipts()
+    event_ids = {key: key.rpartition(" ")[2] for key in receipts}
+    return [
+        (instant - published[event_ids[key]]) / _MILLISECOND
+        for key, instant in receipts.items()
+        if event_ids[key] in published
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Publish to receipt at a rate of events."""
+
+    rate: int
+    p50: str
+    p99: str
+
+    async def __call__(self, bench: Bench) -> Sequence[Measured]:
+        """Two percentiles in milliseconds."""
+        organization = await bench.carehook.make_organization([bench.receiver.url("latency")])
+        await measure_latencies(organization, bench.receiver, bench.count(self.rate, 20), self.rate)
+        meter = bench.meter()
+        events = bench.count(_SECONDS * self.rate, 20)
+        latencies = await measure_latencies(organization, bench.receiver, events, self.rate)
+        return [
+            Measured(self.p50, pick_percentile(latencies, 0.5), "ms", cpu=meter.read()),
+            Measured(self.p99, pick_percentile(latencies, 0.99), "ms"),
+        ]
+
+
+async def reach_a_thousand(bench: Bench) -> Sequence[Measured]:
+    """Seconds from the publish of one event until 1,000 endpoints have it: the median of several, and the longest."""
+    endpoints = bench.count(_ENDPOINTS, 50) if bench.scale < 1 else _ENDPOINTS
+    organization = await bench.carehook.make_organization([bench.receiver.url(number) for number in range(endpoints)])
+    event = build_event()
+
+    async def reach_all() -> float:
+        await bench.receiver.reset()
+        begun = time.monotonic_ns()
+        await organization.publish(event)
+        return (await bench.receiver.wait_for(endpoints) - begun) / _SECOND
+
+    await reach_all()
+    seconds = [await reach_all() for _ in range(bench.count(_ROUNDS, 3))]
+    return [
+        Measured(ALL_RECEIVED, pick_percentile(seconds, 0.5), "s"),
+        Measured(f"{ALL_RECEIVED}, the slowest of {len(seconds)}", max(seconds), "s"),
+    ]
+
+
+SCENARIOS: Final = (
+    Scenario(
+        "latency-200",
+        "publish to receipt at 200 events/s",
+        Latency(200, "publish to receipt at 200 events/s, p50", "publish to receipt at 200 events/s, p99"),
+        is_brief=True,
+    ),
+    Scenario(
+        "latency-500",
+        "publish to receipt at 500 events/s",
+        Latency(500, LATENCY_P50, LATENCY_P99),
+        is_brief=True,
+    ),
+    Scenario("one-to-1000", "one event to 1,000 endpoints, until all have it", reach_a_thousand, is_brief=True),
+)

@@ -1,0 +1,114 @@
+"""What is measured side by side: the three sizes of Carehook, in one process or with API and workers apart."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import orjson
+from pydantic import SecretStr
+from pyreqwest.client import Client
+
+from carehook.cli.bench.carehook import Carehook
+from carehook.cli.bench.certificates import Certificates
+from carehook.cli.bench.processes import CAREHOOK, read_announcement, run_carehook, start_process
+from carehook.cli.bench.stores import DatabaseServer
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One way to run Carehook.
+
+    `is_apart`: `carehook api` and `carehook worker` rather than `carehook serve`. `is_brief`: another one stands for it
+    in most scenarios.
+    """
+
+    name: str
+    title: str
+    needs_database: bool = False
+    needs_queue: bool = False
+    is_apart: bool = False
+    is_brief: bool = False
+
+    @property
+    def worker_role(self) -> str:
+        """The name of the process that delivers."""
+        return "worker" if self.is_apart else "serve"
+
+
+EMBEDDED: Final = Setup("embedded", "embedded")
+POSTGRESQL: Final = Setup("postgresql", "PostgreSQL", needs_database=True, is_brief=True)
+POSTGRESQL_APART: Final = Setup("postgresql-apart", "PostgreSQL, api + worker", needs_database=True, is_apart=True)
+JETSTREAM: Final = Setup(
+    "jetstream", "PostgreSQL + JetStream, api + worker", needs_database=True, needs_queue=True, is_apart=True
+)
+SETUPS: Final = (EMBEDDED, POSTGRESQL, POSTGRESQL_APART, JETSTREAM)
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """The servers that setups may use, and how many worker processes run where they are apart."""
+
+    database: SecretStr | None = None
+    queue: SecretStr | None = None
+    workers: int = 1
+
+    def can_run(self, setup: Setup) -> bool:
+        """Whether a setup has the servers that it needs."""
+        has_database = self.database is not None or not setup.needs_database
+        return has_database and (self.queue is not None or not setup.needs_queue)
+
+
+@asynccontextmanager
+async def start_setup(
+    setup: Setup, servers: Servers, client: Client, certificates: Certificates, folder: Path
+) -> AsyncIterator[Carehook]:
+    """Carehook on a fresh store, with an operator's token, ended with the block."""
+    await asyncio.to_thread(folder.mkdir)
+    async with AsyncExitStack() as started:
+        environment = _build_environment(certificates, folder)
+        if setup.needs_database and servers.database is not None:
+            database = await started.enter_async_context(DatabaseServer(servers.database).make_database())
+            environment["CAREHOOK_DATABASE_URL"] = database.get_secret_value()
+        if setup.needs_queue and servers.queue is not None:
+            environment["CAREHOOK_QUEUE_URL"] = servers.queue.get_secret_value()
+        processes, url = {}, ""
+        await run_carehook("migrate", environment=environment)
+        token = await _make_operator(environment)
+        for role, arguments in _list_processes(setup, servers.workers):
+            log = folder / f"{role}.log"
+            name = f"carehook {role}"
+            process = await started.enter_async_context(
+                start_process(name, *CAREHOOK, *arguments, log=log, environment=environment)
+            )
+            processes[role] = process.pid
+            if role != "worker":
+                url = (await read_announcement(process, name, log))["url"]
+        yield Carehook(url, token, processes, setup.worker_role, client)
+
+
+def _list_processes(setup: Setup, workers: int) -> list[tuple[str, list[str]]]:
+    if not setup.is_apart:
+        return [("serve", ["serve", "--json"])]
+    return [("api", ["api", "--json"]), ("worker", ["worker", "--processes", str(workers)])]
+
+
+def _build_environment(certificates: Certificates, folder: Path) -> dict[str, str]:
+    return {
+        "CAREHOOK_HOME": str(folder / "home"),
+        "CAREHOOK_HOST": "127.0.0.1",
+        "CAREHOOK_PORT": "0",
+        "CAREHOOK_ALLOW_HTTP": "true",
+        "CAREHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "CAREHOOK_CA_FILE": str(certificates.authority),
+    }
+
+
+async def _make_operator(environment: dict[str, str]) -> str:
+    made = await run_carehook("token", "create", "--role", "operator", "--json", environment=environment)
+    token: str = orjson.loads(made)["token"]
+    return token
