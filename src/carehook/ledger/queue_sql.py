@@ -34,6 +34,7 @@ class QueueSql:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.survey_every = SURVEY_EVERY
         self._agenda = Agenda()
         self._news = asyncio.Event()
         self._next_survey = 0.0
@@ -115,12 +116,16 @@ class QueueSql:
             self.wake()
         return recovered
 
+    async def survey(self) -> Sequence[tuple[str, datetime]]:
+        """Each endpoint for which something waits, with the instant it is to be tried, the longest due first."""
+        return await self._survey()
+
     async def _survey_now_and_then(self, now: datetime) -> None:
         begun = time.monotonic()
         if begun < self._next_survey:
             return
         # Set first: what is told meanwhile may ask for another.
-        self._next_survey = begun + SURVEY_EVERY
+        self._next_survey = begun + self.survey_every
         self._agenda.replace(await self._survey(), now)
         took = time.monotonic() - begun
         if self._next_survey:
