@@ -1,0 +1,202 @@
+"""NATS with JetStream out of a wheel: real servers on loopback, one or a cluster of three, that leave nothing behind.
+
+They sync their files lazily, as NATS does by default: what they took survives the death of their processes, but not a
+power cut.
+"""
+
+import asyncio
+import json
+import shutil
+import signal
+import subprocess
+import sysconfig
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.servers.ports import find_free_port
+
+START_TIMEOUT = 30.0
+STOP_TIMEOUT = 10.0
+
+# Waits until the tests' process lets go of its end of the pipe, even by `kill -9`; then nothing may stay.
+WATCHDOG = """
+read -r _
+for file in "$1"/*.pid; do [ -e "$file" ] && kill -9 "$(cat "$file")"; done
+rm -rf -- "$1"
+"""
+
+
+@dataclass(frozen=True)
+class NatsOptions:
+    """How a server is set up. `authorization` and `tls` are blocks of its configuration file."""
+
+    jetstream: bool = True
+    authorization: str = ""
+    tls: str = ""
+    sync_interval: str = ""
+
+
+@dataclass
+class _Node:
+    """One server of one or several; `routes` lead to all nodes of its cluster."""
+
+    name: str
+    directory: Path
+    options: NatsOptions
+    routes: tuple[int, ...] = ()
+    port: int = field(default_factory=find_free_port)
+    _monitor_port: int = field(default_factory=find_free_port)
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
+    def spawn(self, route: int | None) -> None:
+        configuration = self.directory / f"{self.name}.conf"
+        configuration.write_text(self._build_configuration(route))
+        with (self.directory / f"{self.name}.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [Path(sysconfig.get_path("scripts")) / "nats-server", "--config", configuration],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                start_new_session=True,
+            )
+        self._pid_file.write_text(str(self._process.pid))
+
+    def end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(how)
+        try:
+            process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._pid_file.unlink()
+
+    def is_healthy(self) -> bool:
+        """Whether it takes connections and its JetStream, where it has one, is ready. Raises where it has ended."""
+        if self._process is None or self._process.poll() is not None:
+            raise RuntimeError(f"NATS did not start:\n{self.read_log()}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._monitor_port}/healthz", timeout=1) as answer:
+                return bool(json.load(answer)["status"] == "ok")
+        except (urllib.error.URLError, OSError, ValueError):
+            return False
+
+    def read_log(self) -> str:
+        return (self.directory / f"{self.name}.log").read_text(errors="replace")[-4000:]
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.directory / f"{self.name}.pid"
+
+    def _build_configuration(self, route: int | None) -> str:
+        options = self.options
+        lines = [
+            f"server_name: {self.name}",
+            f"listen: 127.0.0.1:{self.port}",
+            f"http: 127.0.0.1:{self._monitor_port}",
+        ]
+        if options.jetstream:
+            sync = f", sync_interval: {options.sync_interval}" if options.sync_interval else ""
+            store = self.directory / self.name
+            lines.append(f'jetstream {{ store_dir: "{store}", max_mem: 64MB, max_file: 1GB{sync} }}')
+        if route is not None:
+            routes = ", ".join(f'"nats-route://127.0.0.1:{each}"' for each in self.routes)
+            lines.append(f"cluster {{ name: carehook, listen: 127.0.0.1:{route}, routes: [{routes}] }}")
+        lines += [block for block in (options.authorization, options.tls) if block]
+        return "\n".join(lines)
+
+
+class NatsServers:
+    """Some servers with a directory of their own; `with` starts them, and removes all of it at the end."""
+
+    def __init__(self, count: int = 1, options: NatsOptions | None = None) -> None:
+        self._count = count
+        self._options = options or NatsOptions()
+
+    def __enter__(self) -> Self:
+        self._directory = Path(tempfile.mkdtemp(prefix="carehook-nats-"))
+        self._routes = tuple(find_free_port() for _ in range(self._count)) if self._count > 1 else ()
+        self._nodes = [
+            _Node(f"n{number}", self._directory, self._options, self._routes) for number in range(self._count)
+        ]
+        self._watchdog = subprocess.Popen(
+            ["/bin/sh", "-c", WATCHDOG, "watchdog", self._directory],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+        try:
+            self.start()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._remove()
+
+    @property
+    def url(self) -> str:
+        """The addresses of all servers, as `CAREHOOK_QUEUE_URL` takes them."""
+        return ",".join(self.url_of(number) for number in range(self._count))
+
+    def url_of(self, number: int = 0, *, credentials: str = "", scheme: str = "nats") -> str:
+        """The address of one server, with `user:password` or a token where it asks for them."""
+        return f"{scheme}://{credentials}{'@' if credentials else ''}127.0.0.1:{self._nodes[number].port}"
+
+    def start(self, *numbers: int) -> None:
+        """Start those of the servers that do not run, or all; returns when they serve."""
+        for number in numbers or range(self._count):
+            if not self._nodes[number].is_running:
+                self._nodes[number].spawn(self._routes[number] if self._routes else None)
+        deadline = time.monotonic() + START_TIMEOUT
+        while not all(node.is_healthy() for node in self._nodes if node.is_running):
+            if time.monotonic() > deadline:
+                raise RuntimeError("\n".join(["NATS is not ready:", *(node.read_log() for node in self._nodes)]))
+            time.sleep(0.02)
+
+    def stop(self, *numbers: int) -> None:
+        """Stop some of the servers, or all, as an operator would."""
+        self._end(numbers, signal.SIGTERM)
+
+    def kill(self, *numbers: int) -> None:
+        """End some of the servers, or all, without warning."""
+        self._end(numbers, signal.SIGKILL)
+
+    def forget(self) -> None:
+        """Remove all that the servers, none of which may run, have stored."""
+        for node in self._nodes:
+            shutil.rmtree(self._directory / node.name, ignore_errors=True)
+
+    async def restart(self) -> None:
+        """Start what does not run, while the event loop goes on."""
+        await asyncio.to_thread(self.start)
+
+    def find_node(self, name: str) -> int:
+        """The number of the server that calls itself so."""
+        return [node.name for node in self._nodes].index(name)
+
+    def _end(self, numbers: tuple[int, ...], how: signal.Signals) -> None:
+        for number in numbers or range(self._count):
+            self._nodes[number].end(how)
+
+    def _remove(self) -> None:
+        self.kill()
+        self._watchdog.communicate()
