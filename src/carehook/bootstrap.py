@@ -30,8 +30,10 @@ from carehook.intake.care import CareRecords
 from carehook.intake.examples import Examples
 from carehook.keyring import Keyring, WrongKeyError, load_keyring
 from carehook.ledger.database import Database, parse_database_url
+from carehook.ledger.jetstream_servers import JetStreamUnavailable, build_tls, parse_queue_url
 from carehook.ledger.ledger_sql import LedgerSql
 from carehook.ledger.port import Ledger, Queue
+from carehook.ledger.queue_jetstream import QueueJetStream, SurveyedQueue
 from carehook.ledger.queue_sql import QueueSql
 from carehook.ledger.schema import migrate, read_version
 from carehook.metrics import Metrics
@@ -60,14 +62,18 @@ async def open_carehook(
         if is_embedded(settings) or (create and await read_version(database) is None):
             await migrate(database)
         queue = QueueSql(database)
-        ledger = LedgerSql(database, queue.wake)
+        jetstream = build_jetstream(settings, queue, keyring.key_id, clock)
+        ledger = LedgerSql(database, jetstream.announce if jetstream else queue.wake)
         await ledger.check()
         await _check_key(ledger, keyring)
+        if jetstream is not None:
+            opened.push_async_callback(jetstream.close)
+            await _connect(jetstream)
         rules = AddressRules(allowed_networks=settings.allowed_networks, allow_http=settings.allow_http)
         sender = open_sender(settings, rules)
         opened.push_async_callback(sender.close)
         limits = limits or Limits(settings.concurrency, settings.endpoint_concurrency)
-        application = _assemble(settings, clock, limits, ledger, queue, keyring, rules, sender)
+        application = _assemble(settings, clock, limits, ledger, jetstream or queue, keyring, rules, sender)
         opened.push_async_callback(application.intake.close)
         yield application
 
@@ -145,6 +151,28 @@ def _parse_url(text: str) -> URL:
             "as %40."
         )
     return url
+
+
+def build_jetstream(settings: Settings, queue: SurveyedQueue, installation: str, clock: Clock) -> QueueJetStream | None:
+    """The queue with JetStream around it, where the settings name a server. Raises `StartupError`."""
+    if settings.queue_url is None:
+        return None
+    try:
+        servers = parse_queue_url(settings.queue_url.get_secret_value())
+    except ValueError as error:
+        raise StartupError(f"CAREHOOK_QUEUE_URL: {error}.") from None
+    try:
+        tls = build_tls(_read_certificates(settings))
+    except ValueError as error:
+        raise StartupError(f"CAREHOOK_CA_FILE: {settings.ca_file}: {error}.") from None
+    return QueueJetStream(queue, servers, tls, installation, clock)
+
+
+async def _connect(jetstream: QueueJetStream) -> None:
+    try:
+        await jetstream.open()
+    except JetStreamUnavailable as error:
+        raise StartupError(f"CAREHOOK_QUEUE_URL: {error}.") from None
 
 
 def open_keyring(settings: Settings) -> Keyring:

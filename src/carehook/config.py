@@ -38,7 +38,11 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="`postgresql://…` or `sqlite:///…`; the embedded database in the home folder by default."
     )
-    queue_url: str | None = Field(None, description="Reserved: the queue is the database's own.")
+    queue_url: SecretStr | None = Field(
+        None,
+        description="`nats://…` or `tls://…`, several separated by commas: NATS JetStream, by which workers tell each "
+        "other what is due; the database alone by default.",
+    )
     encryption_key: SecretStr | None = Field(
         None, description="32 bytes in base64 that seal stored secrets; a file in the home folder by default."
     )
@@ -47,7 +51,8 @@ class Settings(BaseSettings):
     )
     allow_http: bool = Field(False, description="Whether endpoints may have plain http URLs.")
     ca_file: Path | None = Field(
-        None, description="Certificates (PEM) of authorities to trust beside the public ones, for endpoints."
+        None,
+        description="Certificates (PEM) of authorities to trust beside the public ones, for endpoints and the queue.",
     )
     retry_schedule: Annotated[tuple[float, ...], NoDecode] = Field(
         DEFAULT_RETRY_SCHEDULE, min_length=1, description="Seconds before each retry, each ±20 %."
@@ -77,13 +82,6 @@ class Settings(BaseSettings):
     def _check_schedule(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not all(0 < delay <= 604_800 for delay in value):
             raise ValueError("each delay lies between 0 and 604800 seconds (a week)")
-        return value
-
-    @field_validator("queue_url")
-    @classmethod
-    def _check_queue(cls, value: str | None) -> str | None:
-        if value is not None:
-            raise ValueError("this version has no queue beside the database's own; leave it unset")
         return value
 
 

@@ -85,10 +85,16 @@ def _read_credentials(url: SplitResult) -> tuple[str | None, SecretStr | None]:
 
 
 def build_tls(certificates: bytes | None) -> ssl.SSLContext:
-    """What servers' certificates are checked with: the system's authorities and those of `certificates` (PEM)."""
+    """What servers' certificates are checked with: the system's authorities and those of `certificates` (PEM).
+
+    Raises ValueError where those are none.
+    """
     context = ssl.create_default_context()
     if certificates is not None:
-        context.load_verify_locations(cadata=certificates.decode("ascii", "ignore"))
+        try:
+            context.load_verify_locations(cadata=certificates.decode("ascii"))
+        except (ssl.SSLError, UnicodeDecodeError):
+            raise ValueError("it holds no certificates in PEM form") from None
     return context
 
 

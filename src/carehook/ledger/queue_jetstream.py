@@ -14,7 +14,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 from carehook.clock import Clock
 from carehook.ledger.jetstream_announcer import Announcer
@@ -45,29 +45,24 @@ class SurveyedQueue(Queue, Protocol):
 
 
 class QueueJetStream:
-    """See `port.Queue`. `announce` is for whoever makes something due: the ledger's `on_due`."""
+    """See `port.Queue`. What it was told before `open` is found by a sweep. `announce` is the ledger's `on_due`."""
 
-    def __init__(self, queue: SurveyedQueue, stream: Stream, link: Link, clock: Clock) -> None:
+    def __init__(
+        self, queue: SurveyedQueue, servers: Sequence[Server], tls: ssl.SSLContext, installation: str, clock: Clock
+    ) -> None:
         self._queue = queue
-        self._stream = stream
         self._clock = clock
-        self._link = link
-        self._announcer = Announcer(link)
-        self._listener = Listener(link, stream, hear=queue.wake, sweep=self._sweep)
+        self._stream = Stream(installation)
+        self._link = Link(lambda: Session.open(servers, tls, self._stream))
+        self._announcer = Announcer(self._link)
+        self._listener = Listener(self._link, self._stream, hear=queue.wake, sweep=self._sweep)
         self._polling = queue.survey_every
         # Endpoints of which one worker's result may be what another worker waits for.
         self._shared: set[str] = set()
 
-    @classmethod
-    async def open(
-        cls, queue: SurveyedQueue, servers: Sequence[Server], tls: ssl.SSLContext, installation: str, clock: Clock
-    ) -> Self:
-        """A queue whose link to JetStream is up. Raises `JetStreamUnavailable`."""
-        stream = Stream(installation)
-        link = Link(lambda: Session.open(servers, tls, stream))
-        opened = cls(queue, stream, link, clock)
-        await link.open(opened._adapt)
-        return opened
+    async def open(self) -> None:
+        """Connect to one of the servers, and make the stream where there is none. Raises `JetStreamUnavailable`."""
+        await self._link.open(self._adapt)
 
     async def close(self) -> None:
         """Hand over what was heard, tell what is left to tell, and disconnect."""
