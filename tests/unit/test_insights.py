@@ -164,12 +164,13 @@ async def test_an_endpoint_whose_secrets_do_not_open_is_shown_without_them(careh
 async def test_what_is_shown_once_is_what_the_organization_needs(carehook: Application) -> None:
     new = {"signature_value": "agreed", "authentication": {"type": "bearer", "token": "t0ken"}}
     created = await register(carehook, await create_organization(carehook), **new)
-    view = carehook.insights.view_created(created, reveal_signature_value=True)
+    view = await carehook.insights.created(created, reveal_signature_value=True)
     assert view.signature_value == "agreed"
     assert view.signing_secret == created.verification_secret.get_secret_value()
     assert isinstance(view.authentication, BearerAuthentication)
     assert "t0ken" not in view.model_dump_json()
-    assert carehook.insights.view_created(created, reveal_signature_value=False).signature_value == "********"
+    hidden = await carehook.insights.created(created, reveal_signature_value=False)
+    assert hidden.signature_value == "********"
 
 
 async def test_tokens_are_listed_without_their_secrets(carehook: Application) -> None:

@@ -77,7 +77,7 @@ class DeliveriesDueView(BaseModel):
 async def create_endpoint(organization_id: OrganizationId, new: NewEndpoint, carehook: Carehook) -> EndpointCreatedView:
     """Register an endpoint. The answer holds its `signature_value` and its `signing_secret`, this once."""
     created = await carehook.endpoints.register(organization_id, new)
-    return carehook.insights.view_created(created, reveal_signature_value=True)
+    return await carehook.insights.created(created, reveal_signature_value=True)
 
 
 @router.get("/v1/organizations/{organization_id}/endpoints")
@@ -96,8 +96,12 @@ async def get_endpoint(endpoint_id: EndpointId, carehook: Carehook) -> EndpointV
 
 @router.patch("/v1/endpoints/{endpoint_id}")
 async def change_endpoint(endpoint_id: EndpointId, changes: EndpointChanges, carehook: Carehook) -> EndpointView:
-    """Change what is named; what is left out, or null, stays. Deliveries that wait go by the new values."""
-    return carehook.insights.view_endpoint(await carehook.endpoints.change(endpoint_id, changes))
+    """Change what is named; what is left out stays. Deliveries that wait go by the new values.
+
+    Null takes `max_in_flight` and `rate_limit` away; any other field stays.
+    """
+    await carehook.endpoints.change(endpoint_id, changes)
+    return await carehook.insights.endpoint(endpoint_id)
 
 
 @router.delete("/v1/endpoints/{endpoint_id}", status_code=204)
@@ -109,13 +113,15 @@ async def delete_endpoint(endpoint_id: EndpointId, carehook: Carehook) -> None:
 @router.post("/v1/endpoints/{endpoint_id}/pause", responses={409: {}})
 async def pause_endpoint(endpoint_id: EndpointId, carehook: Carehook) -> EndpointView:
     """Send nothing to it until it is resumed; its deliveries are held."""
-    return carehook.insights.view_endpoint(await carehook.endpoints.pause(endpoint_id))
+    await carehook.endpoints.pause(endpoint_id)
+    return await carehook.insights.endpoint(endpoint_id)
 
 
 @router.post("/v1/endpoints/{endpoint_id}/resume")
 async def resume_endpoint(endpoint_id: EndpointId, carehook: Carehook) -> EndpointView:
-    """Send to it again, whether it was paused or disabled; what was held goes on."""
-    return carehook.insights.view_endpoint(await carehook.endpoints.resume(endpoint_id))
+    """Send to it again, whether it was paused or disabled; what was held goes on, and its circuit is closed."""
+    await carehook.endpoints.resume(endpoint_id)
+    return await carehook.insights.endpoint(endpoint_id)
 
 
 @router.post("/v1/endpoints/{endpoint_id}/rotate-secret")
@@ -125,7 +131,7 @@ async def rotate_secret(
     """Give it a new signing secret, shown this once. Until the overlap ends, requests carry both signatures."""
     overlap = timedelta(seconds=(rotate or RotateSecret()).overlap_seconds)
     rotated = await carehook.endpoints.rotate_secret(endpoint_id, overlap)
-    return carehook.insights.view_created(rotated, reveal_signature_value=False)
+    return await carehook.insights.created(rotated, reveal_signature_value=False)
 
 
 @router.post("/v1/endpoints/{endpoint_id}/test", status_code=202, responses={409: {}})

@@ -31,6 +31,7 @@ _RULES: Final[Mapping[str, str]] = {
     "int_parsing": "must be an integer",
     "int_parsing_size": "must be an integer within the limits",
     "int_from_float": "must be an integer",
+    "float_type": "must be a number",
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
     "list_type": "must be a list",

@@ -12,6 +12,7 @@ from carehook.cli.options import STDIN, Cursor, EndpointId, Json, Limit, Organiz
 from carehook.cli.output import print_json, print_list, print_view, say
 from carehook.cli.session import build_model, run
 from carehook.ids import ENDPOINT
+from carehook.ledger.states import Ordering
 
 if TYPE_CHECKING:
     from carehook.application import Application
@@ -51,6 +52,17 @@ _Authentication = Annotated[
         "reads standard input. Not an argument by itself, since other users of this machine can see those.",
     ),
 ]
+_MaxInFlight = Annotated[
+    int | None, typer.Option(metavar="COUNT", help="Requests in flight at most, over all workers: 1 to 1000.")
+]
+_RateLimit = Annotated[
+    float | None,
+    typer.Option(metavar="PER_SECOND", help="Requests a second at most, over all workers: 0.01 to 10000."),
+]
+_Ordering = Annotated[
+    Ordering | None,
+    typer.Option(help="patient: a patient's deliveries go one after another, as accepted. none: as soon as they can."),
+]
 _Scheme = Annotated[Literal["v1", "v1a"], typer.Option(help="v1 HMAC-SHA256 with a shared secret, v1a Ed25519.")]
 
 
@@ -64,6 +76,9 @@ def create(
     signature_value_file: _SignatureValueFile = None,
     signature_scheme: _Scheme = "v1",
     authentication: _Authentication = None,
+    max_in_flight: _MaxInFlight = None,
+    rate_limit: _RateLimit = None,
+    ordering: _Ordering = Ordering.NONE,
     as_json: Json = False,
 ) -> None:
     """Register an endpoint, for all event types unless some are named. Its secrets are shown this once."""
@@ -72,6 +87,9 @@ def create(
         "event_types": tuple(event_type or ()),
         "description": description or "",
         "signature_scheme": signature_scheme,
+        "max_in_flight": max_in_flight,
+        "rate_limit": rate_limit,
+        "ordering": ordering,
         **_read_secrets(signature_value, signature_value_file, authentication),
     }
 
@@ -79,7 +97,7 @@ def create(
         from carehook.directory.endpoints import NewEndpoint
 
         created = await carehook.endpoints.register(organization_id, build_model(NewEndpoint, **fields))
-        return carehook.insights.view_created(created, reveal_signature_value=True)
+        return await carehook.insights.created(created, reveal_signature_value=True)
 
     _print_created(run(work), as_json=as_json)
 
@@ -115,13 +133,20 @@ def update(
     signature_value: _SignatureValue = None,
     signature_value_file: _SignatureValueFile = None,
     authentication: _Authentication = None,
+    max_in_flight: _MaxInFlight = None,
+    no_max_in_flight: Annotated[bool, typer.Option("--no-max-in-flight", help="Take that limit away.")] = False,
+    rate_limit: _RateLimit = None,
+    no_rate_limit: Annotated[bool, typer.Option("--no-rate-limit", help="Take that limit away.")] = False,
+    ordering: _Ordering = None,
     as_json: Json = False,
 ) -> None:
     """Change an endpoint; what is not named stays as it is. Deliveries that wait go by the new values."""
     if event_type and all_event_types:
         raise typer.BadParameter("name some event types or take all, not both.", param_hint="--all-event-types")
-    named: dict[str, Any] = {"url": url, "description": description}
+    named: dict[str, Any] = {"url": url, "description": description, "ordering": ordering}
     fields = {name: value for name, value in named.items() if value is not None}
+    fields |= _read_limit("max_in_flight", max_in_flight, is_taken_away=no_max_in_flight)
+    fields |= _read_limit("rate_limit", rate_limit, is_taken_away=no_rate_limit)
     if event_type or all_event_types:
         fields["event_types"] = tuple(event_type or ())
     fields |= _read_secrets(signature_value, signature_value_file, authentication)
@@ -131,8 +156,8 @@ def update(
     async def work(carehook: Application) -> EndpointView:
         from carehook.directory.endpoints import EndpointChanges
 
-        changed = await carehook.endpoints.change(endpoint_id, build_model(EndpointChanges, **fields))
-        return carehook.insights.view_endpoint(changed)
+        await carehook.endpoints.change(endpoint_id, build_model(EndpointChanges, **fields))
+        return await carehook.insights.endpoint(endpoint_id)
 
     print_view(run(work), as_json=as_json)
 
@@ -142,17 +167,19 @@ def pause(endpoint_id: EndpointId, as_json: Json = False) -> None:
     """Send nothing to it until it is resumed; its deliveries are held."""
 
     async def work(carehook: Application) -> EndpointView:
-        return carehook.insights.view_endpoint(await carehook.endpoints.pause(endpoint_id))
+        await carehook.endpoints.pause(endpoint_id)
+        return await carehook.insights.endpoint(endpoint_id)
 
     print_view(run(work), as_json=as_json)
 
 
 @app.command()
 def resume(endpoint_id: EndpointId, as_json: Json = False) -> None:
-    """Send to it again, whether it was paused or disabled; what was held goes on."""
+    """Send to it again, whether it was paused or disabled; what was held goes on, and its circuit is closed."""
 
     async def work(carehook: Application) -> EndpointView:
-        return carehook.insights.view_endpoint(await carehook.endpoints.resume(endpoint_id))
+        await carehook.endpoints.resume(endpoint_id)
+        return await carehook.insights.endpoint(endpoint_id)
 
     print_view(run(work), as_json=as_json)
 
@@ -187,7 +214,7 @@ def rotate_secret(
 
     async def work(carehook: Application) -> EndpointCreatedView:
         rotated = await carehook.endpoints.rotate_secret(endpoint_id, timedelta(seconds=overlap))
-        return carehook.insights.view_created(rotated, reveal_signature_value=False)
+        return await carehook.insights.created(rotated, reveal_signature_value=False)
 
     _print_created(run(work), as_json=as_json)
 
@@ -244,6 +271,14 @@ def read_instant(text: str, now: datetime) -> datetime:
             f"{text!r} is no instant. Write 2026-01-31T08:00:00Z, or how long ago as 90m, 6h or 2d.",
             param_hint="--since",
         ) from None
+
+
+def _read_limit(name: str, value: float | None, *, is_taken_away: bool) -> dict[str, float | None]:
+    """The field of a limit that is changed."""
+    option = f"--no-{name.replace('_', '-')}"
+    if is_taken_away and value is not None:
+        raise typer.BadParameter("give the limit or take it away, not both.", param_hint=option)
+    return {name: value} if is_taken_away or value is not None else {}
 
 
 def _read_secrets(value: str | None, value_file: str | None, authentication: str | None) -> dict[str, Any]:

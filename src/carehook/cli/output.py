@@ -116,6 +116,8 @@ def format_value(value: object) -> str:
         return value.isoformat(timespec="seconds").replace("+00:00", "Z")
     if isinstance(value, list | tuple):
         return ", ".join(format_value(each) for each in value) or "all"
+    if (words := getattr(value, "in_words", None)) is not None:
+        return build_printable(words)
     if hasattr(value, "model_dump"):
         return ", ".join(f"{name} {format_value(each)}" for name, each in value.model_dump(mode="json").items())
     return build_printable(str(value))

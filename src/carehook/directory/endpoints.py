@@ -2,20 +2,20 @@
 
 Laws: a URL is judged by the address rules before it is stored, and so is every other URL that its authentication asks;
 names are resolved outside of any transaction. A pause, a resume or a deletion moves the endpoint and its deliveries in
-one transaction.
+one transaction. Limits are kept over all workers together, by the queue.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, Strict, StringConstraints
 
 from carehook.clock import Clock
 from carehook.directory.authentication import Authentication, AuthenticationMethod, NoAuthentication
@@ -33,7 +33,7 @@ from carehook.ids import ENDPOINT, new_id
 from carehook.keyring import Keyring, KeyringError
 from carehook.ledger.port import Ledger, Transaction
 from carehook.ledger.records import Endpoint
-from carehook.ledger.states import EndpointStatus
+from carehook.ledger.states import EndpointStatus, Ordering
 from carehook.refusals import Conflict, build_invalid, build_not_found
 from carehook.signature import derive_public_key, generate_signing_key, generate_signing_secret
 
@@ -57,6 +57,21 @@ Url = Annotated[str, Field(json_schema_extra={"format": "uri", "pattern": "^http
 EventTypes = tuple[Annotated[str, Field(json_schema_extra={"enum": list(CATALOGUE)})], ...]
 """Names of the catalogue; see `check_event_types`."""
 
+MaxInFlight = Annotated[
+    Annotated[int, Strict(), Field(ge=1, le=1000)] | None,
+    Field(description="Requests in flight at most, over all workers. Null for no limit beside each worker's own."),
+]
+
+RateLimit = Annotated[
+    Annotated[float, Strict(), Field(ge=0.01, le=10_000)] | None,
+    Field(description="Requests a second at most, over all workers: 0.2 is one in five seconds. Null for no limit."),
+]
+
+_ORDERING: Final = (
+    "`patient`: a patient's deliveries go one after another, in the order in which their events were accepted, and one "
+    "that fails holds back that patient's alone, until it succeeds or is given up. `none`: each goes as soon as it can."
+)
+
 
 class NewEndpoint(BaseModel):
     """What is said of an endpoint when it is registered. No event types means all, those to come as well."""
@@ -74,10 +89,16 @@ class NewEndpoint(BaseModel):
         SignatureScheme, Field(description="`v1` HMAC-SHA256 with a shared secret, or `v1a` Ed25519.")
     ] = "v1"
     authentication: Authentication = NoAuthentication(type="none")
+    max_in_flight: MaxInFlight = None
+    rate_limit: RateLimit = None
+    ordering: Annotated[Ordering, Field(description=_ORDERING)] = Ordering.NONE
 
 
 class EndpointChanges(BaseModel):
-    """What is changed of an endpoint; what is left out stays as it is."""
+    """What is changed of an endpoint; what is left out stays as it is.
+
+    A limit that is given as None is taken away; any other field stays then, too.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -86,6 +107,14 @@ class EndpointChanges(BaseModel):
     description: Annotated[OneLine, StringConstraints(max_length=500)] | None = None
     signature_value: SecretHeaderValue | None = None
     authentication: Authentication | None = None
+    max_in_flight: MaxInFlight = None
+    rate_limit: RateLimit = None
+    ordering: Annotated[Ordering | None, Field(description=_ORDERING)] = None
+
+    @property
+    def limits(self) -> Mapping[str, Any]:
+        """The limits that are changed, with None for those that are taken away."""
+        return {name: getattr(self, name) for name in ("max_in_flight", "rate_limit") if name in self.model_fields_set}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +162,9 @@ class Endpoints:
             sealed_secrets=seal_secrets(opened, self._keyring, endpoint_id),
             created_at=now,
             updated_at=now,
+            max_in_flight=new.max_in_flight,
+            rate_limit=new.rate_limit,
+            ordering=new.ordering,
         )
         async with self._ledger.transaction() as transaction:
             if not await transaction.organizations.existing([organization_id]):
@@ -151,7 +183,9 @@ class Endpoints:
                 event_types=endpoint.event_types if event_types is None else event_types,
                 description=endpoint.description if changes.description is None else changes.description,
                 sealed_secrets=self._change_secrets(endpoint, changes),
+                ordering=changes.ordering or endpoint.ordering,
                 updated_at=now,
+                **changes.limits,
             )
             await transaction.endpoints.update(changed)
             if changed.url != endpoint.url:

@@ -30,6 +30,8 @@ class Examples:
     async def send(self, endpoint_id: str, event_type: str | None = None) -> ExampleSent:
         """Send the example of `event_type`, or of the first type it is subscribed to, to this endpoint alone.
 
+        An endpoint whose circuit is open is tried now, with the oldest of what waits for it.
+
         Raises a `Refusal` where there is no such endpoint or event type, or the endpoint does not receive now.
         """
         if event_type is not None and event_type not in CATALOGUE:
@@ -46,4 +48,5 @@ class Examples:
             (delivery,) = build_deliveries(event, [endpoint])
             await transaction.events.add([event])
             await transaction.deliveries.add([delivery])
+            await transaction.endpoints.try_now(endpoint_id, event.created_at)
         return ExampleSent(event.id, delivery.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -122,6 +123,11 @@ class EndpointsSql:
         """Forget its failures."""
         clean = dataclasses.asdict(Lane())
         await self._connection.execute(lanes.update().where(lanes.c.endpoint_id == endpoint_id).values(clean))
+
+    async def try_now(self, endpoint_id: str, now: datetime) -> None:
+        """Let the next request through an open circuit now."""
+        is_open = (lanes.c.endpoint_id == endpoint_id) & lanes.c.opened_at.is_not(None)
+        await self._connection.execute(lanes.update().where(is_open).values(probe_at=now))
 
     async def page(self, organization_id: str, request: PageRequest) -> Page[Endpoint]:
         """A page of an organization's endpoints."""

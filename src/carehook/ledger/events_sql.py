@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from carehook.ledger.order_sql import assign_positions
 from carehook.ledger.port import DuplicateKey
+from carehook.ledger.prospects_sql import fetch_prospects
 from carehook.ledger.records import (
     Answered,
     Attempt,
@@ -22,6 +23,7 @@ from carehook.ledger.records import (
     NewDelivery,
     Page,
     PageRequest,
+    Prospect,
     StoredEvent,
 )
 from carehook.ledger.sessions import SessionSqlalchemy
@@ -144,6 +146,10 @@ class DeliveriesSql:
         query = sa.select(attempts).where(attempts.c.delivery_id == delivery_id).order_by(attempts.c.number)
         return [_build_attempt(row) for row in await self._connection.execute(query)]
 
+    async def prospects(self, delivery_ids: Collection[str]) -> Mapping[str, Prospect]:
+        """What decides when each that is not finished goes on."""
+        return await fetch_prospects(self._connection, delivery_ids)
+
     async def retry(self, delivery_id: str, now: datetime) -> bool:
         """Make one due now, unless a request of it is in flight."""
         return await self._revive(Transition.RETRY, deliveries.c.id == delivery_id, now) == 1
@@ -226,10 +232,14 @@ class DeliveriesSql:
         return (await self._connection.execute(move)).rowcount
 
     async def backlog(self) -> Backlog:
-        """What waits, read from the partial indexes alone."""
+        """What waits, read from the partial indexes alone, and what keeps it."""
         counts = [sa.select(sa.func.count()).where(rows) for rows in (WAITING, LEASED, in_state(DeliveryState.HELD))]
         oldest = sa.select(sa.func.min(deliveries.c.due_at)).where(WAITING)
-        query = sa.select(*(each.scalar_subquery() for each in (*counts, oldest)))
+        is_active = endpoints.c.status == EndpointStatus.ACTIVE
+        opened = sa.select(sa.func.count()).select_from(lanes).join(endpoints, lanes.c.endpoint_id == endpoints.c.id)
+        circuits = opened.where(lanes.c.opened_at.is_not(None), is_active)
+        disabled = sa.select(sa.func.count()).where(endpoints.c.status == EndpointStatus.DISABLED)
+        query = sa.select(*(each.scalar_subquery() for each in (*counts, oldest, circuits, disabled)))
         return Backlog(*(await self._connection.execute(query)).one())
 
 

@@ -36,6 +36,7 @@ from carehook.ledger.records import (
     PatientRow,
     PrescriptionRow,
     ProfessionalRow,
+    Prospect,
     ReportRow,
     StoredEvent,
     Token,
@@ -95,6 +96,10 @@ class Endpoints(Protocol):
         """Forget its failures, as when it was resumed or given another URL."""
         ...
 
+    async def try_now(self, endpoint_id: str, now: datetime) -> None:
+        """Where its circuit is open, let the next request through now."""
+        ...
+
     async def page(self, organization_id: str, request: PageRequest) -> Page[Endpoint]: ...
     async def recipients(self, organization_ids: Collection[str]) -> Sequence[Endpoint]:
         """All endpoints of the organizations, whatever they subscribe to, fixed until this transaction ends."""
@@ -121,6 +126,10 @@ class Deliveries(Protocol):
     async def page(self, organization_id: str, only: DeliveryFilter, request: PageRequest) -> Page[Delivery]: ...
     async def attempts(self, delivery_id: str) -> Sequence[Attempt]:
         """The attempts of a delivery, first to last."""
+        ...
+
+    async def prospects(self, delivery_ids: Collection[str]) -> Mapping[str, Prospect]:
+        """What decides when each goes on, of those of the deliveries that are not finished."""
         ...
 
     async def retry(self, delivery_id: str, now: datetime) -> bool:
@@ -156,7 +165,7 @@ class Deliveries(Protocol):
         ...
 
     async def backlog(self) -> Backlog:
-        """What waits, over all organizations."""
+        """What waits and what keeps it, over all organizations."""
         ...
 
 

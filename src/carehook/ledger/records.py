@@ -86,6 +86,16 @@ class Lane:
 
 
 @dataclass(frozen=True, slots=True)
+class Prospect:
+    """What decides when a delivery that is not finished goes on: its endpoint, how it goes there, who is before it."""
+
+    endpoint: Endpoint
+    lane: Lane
+    earlier_delivery_id: str | None
+    """The first that is not finished of those before it in the order of its patient; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
 class StoredEvent:
     """An accepted event. `body` is what every attempt sends, byte for byte."""
 
@@ -203,12 +213,17 @@ class FinishedAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How many deliveries wait, are in flight and are held, and since when the oldest waiting one has been due."""
+    """How many deliveries wait, are in flight and are held, and since when the oldest waiting one has been due.
+
+    And what keeps them: how many active endpoints have an open circuit, and how many endpoints are disabled.
+    """
 
     waiting: int
     in_flight: int
     held: int
     oldest_due_at: datetime | None
+    circuits_open: int = 0
+    endpoints_disabled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
