@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from carehook import Webhook
 from carehook.ledger.database import Database, parse_database_url
 from tests.faults.callers import Callers
-from tests.receivers import ReceivedRequest
+
+_SHOWN = 20
+"""Surprises that a report tells at most."""
 
 
 @dataclass(frozen=True)
 class Recipient:
-    """An endpoint with all that its receiver got, and the ids of what it answered with 2xx, once for each time."""
+    """All that the receiver of an endpoint got."""
 
     endpoint_id: str
-    signature_value: str
-    signing_secret: str
-    requests: Sequence[ReceivedRequest]
+    arrived: Sequence[tuple[str, bytes]]
+    """The event and the SHA-256 of the body of each request that came, and was as this endpoint's must be."""
     taken: Sequence[str]
+    """The event of each request that was to be answered with 2xx."""
+    refused: Sequence[str]
+    """Why a request was not as it must be."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,31 @@ class Delivery:
     lease_until: object
     outcomes: Sequence[str]
     numbers: Sequence[int]
+    statuses: Sequence[int | None]
+
+
+@dataclass(frozen=True)
+class Account:
+    """What came of it, over all endpoints. Whatever breaks the law is a surprise."""
+
+    accepted: int
+    """Events, of which each goes to every endpoint."""
+    delivered: int
+    lost: int
+    repeated: int
+    """How often something was taken again."""
+    explained_by_interruption: int
+    """Of these: its attempt was cut off, by the death of a worker or the end of a lease."""
+    explained_by_connection: int
+    """Of these: the connection broke, or nothing came over it in time, after the request had arrived."""
+    unexplained: int
+    interrupted: int
+    """Attempts that were cut off."""
+    surprises: Sequence[str]
+
+    def holds(self) -> bool:
+        """Whether the law was kept."""
+        return not (self.lost or self.unexplained or self.surprises)
 
 
 class Store:
@@ -55,9 +84,9 @@ class Store:
                 return (await connection.execute(sa.text(f"SELECT {columns} FROM {table}"))).all()
 
         self.bodies = {row.id: bytes(row.body) for row in await select("id, body", "events")}
-        attempts: dict[str, list[tuple[int, str]]] = defaultdict(list)
-        for row in await select("delivery_id, number, outcome", "attempts ORDER BY delivery_id, number"):
-            attempts[row.delivery_id].append((row.number, row.outcome))
+        attempts: dict[str, list[Any]] = defaultdict(list)
+        for row in await select("delivery_id, number, outcome, status_code", "attempts ORDER BY delivery_id, number"):
+            attempts[row.delivery_id].append(row)
         self.deliveries = [
             Delivery(
                 row.event_id,
@@ -65,8 +94,9 @@ class Store:
                 row.state,
                 row.attempt_count,
                 row.lease_until,
-                [outcome for _, outcome in attempts[row.id]],
-                [number for number, _ in attempts[row.id]],
+                [each.outcome for each in attempts[row.id]],
+                [each.number for each in attempts[row.id]],
+                [each.status_code for each in attempts[row.id]],
             )
             for row in await select("id, event_id, endpoint_id, state, attempt_count, lease_until", "deliveries")
         ]
@@ -75,70 +105,94 @@ class Store:
         await database.close()
 
 
-def check_callers(store: Store, callers: Callers) -> None:
-    """Whatever was answered is stored, once, and nothing else is: neither half an event nor one that nobody sent."""
-    assert callers.surprises == [], callers.surprises
-    payloads = {event_id: json.loads(body) for event_id, body in store.bodies.items()}
-    codes = {
-        event_id: event["payload"]["patient"]["code"]
-        for event_id, event in payloads.items()
-        if event["type"] == "patient_report_sent" and not event["payload"]["patient"]["code"].startswith("care-")
-    }
-    assert codes == callers.accepted
-    assert len(set(codes.values())) == len(codes)
-
-    told_finished = {
-        event["payload"]["consultation"]["id"]: event_id
-        for event_id, event in payloads.items()
-        if event["type"] == "patient_consultation_finished"
-    }
-    finished = {name: event_id for name, event_id in store.consultations.items() if event_id is not None}
-    assert told_finished == finished
-    assert callers.finished == set(finished)
-    assert callers.reports == store.reports
-    assert len(store.bodies) == len(callers.accepted) + len(finished) + len(store.reports)
-    assert set(store.bodies) == {*callers.accepted, *finished.values(), *store.reports.values()}
-
-
-@dataclass(frozen=True)
-class Report:
-    """What came of it, over all endpoints."""
-
-    accepted: int
-    delivered: int
-    lost: int
-    unknown: int
-    duplicates: int
-    interrupted: int
-
-
-def check_recipients(store: Store, recipients: Sequence[Recipient]) -> Report:
-    """Every event arrived at every endpoint as it was stored, and every request is accounted for by an attempt."""
-    lost = unknown = duplicates = delivered = 0
+def build_account(store: Store, callers: Callers, recipients: Sequence[Recipient]) -> Account:
+    """What became of all that was accepted."""
+    surprises = [*_compare_with_callers(store, callers)]
+    digests = {event_id: hashlib.sha256(body).digest() for event_id, body in store.bodies.items()}
     deliveries = {(each.endpoint_id, each.event_id): each for each in store.deliveries}
-    assert len(deliveries) == len(store.deliveries) == len(recipients) * len(store.bodies)
+    if not len(deliveries) == len(store.deliveries) == len(recipients) * len(digests):
+        surprises.append(f"{len(store.deliveries)} deliveries of {len(digests)} events to {len(recipients)} endpoints")
+    counts: Counter[str] = Counter()
     for recipient in recipients:
-        webhook = Webhook(signature_value=recipient.signature_value, signing_secret=recipient.signing_secret)
-        for request in recipient.requests:
-            webhook.verify(request.body, request.headers, now=float(request.headers["webhook-timestamp"]))
-            assert request.body == store.bodies[request.headers["webhook-id"]]
-        received = Counter(request.headers["webhook-id"] for request in recipient.requests)
-        taken = Counter(recipient.taken)
-        lost += len(set(store.bodies) - set(taken))
-        unknown += len(set(received) - set(store.bodies))
-        delivered += len(taken)
-        duplicates += taken.total() - len(taken)
-        for event_id in store.bodies:
-            _check_delivery(deliveries[recipient.endpoint_id, event_id], received[event_id], taken[event_id])
-    interrupted = sum(each.outcomes.count("interrupted") for each in store.deliveries)
-    return Report(len(store.bodies), delivered, lost, unknown, duplicates, interrupted)
+        surprises += recipient.refused
+        surprises += [
+            f"{event_id} came altered" for event_id, digest in recipient.arrived if digests[event_id] != digest
+        ]
+        arrived, taken = Counter(event_id for event_id, _ in recipient.arrived), Counter(recipient.taken)
+        counts["lost"] += len(digests.keys() - taken.keys())
+        counts["delivered"] += len(taken)
+        for event_id in digests:
+            delivery = deliveries.get((recipient.endpoint_id, event_id))
+            if delivery is not None:
+                surprises += _examine(delivery, arrived[event_id])
+                counts.update(_explain(delivery, taken[event_id] - 1))
+    return Account(
+        accepted=len(digests),
+        delivered=counts["delivered"],
+        lost=counts["lost"],
+        repeated=counts["repeated"],
+        explained_by_interruption=counts["by interruption"],
+        explained_by_connection=counts["by connection"],
+        unexplained=counts["unexplained"],
+        interrupted=sum(each.outcomes.count("interrupted") for each in store.deliveries),
+        surprises=surprises[:_SHOWN],
+    )
 
 
-def _check_delivery(delivery: Delivery, received: int, taken: int) -> None:
-    assert (delivery.state, delivery.lease_until) == ("succeeded", None), delivery
-    assert list(delivery.numbers) == list(range(1, delivery.attempt_count + 1)), delivery
+def _compare_with_callers(store: Store, callers: Callers) -> Iterator[str]:
+    """Whatever was answered is stored, once, and nothing else is: neither half an event nor one that nobody sent."""
+    yield from callers.surprises
+    codes, told_finished = {}, {}
+    for event_id, body in store.bodies.items():
+        event = json.loads(body)
+        if event["type"] == "patient_consultation_finished":
+            told_finished[event["payload"]["consultation"]["id"]] = event_id
+        elif not (code := event["payload"]["patient"]["code"]).startswith("care-"):
+            codes[event_id] = code
+    finished = {name: event_id for name, event_id in store.consultations.items() if event_id is not None}
+    yield from _compare("events", callers.accepted, codes)
+    yield from _compare("finished consultations", finished, told_finished)
+    yield from _compare("reports", callers.reports, store.reports)
+    if callers.finished != set(finished):
+        yield f"finished as callers were told, or as the store has it: {callers.finished ^ set(finished)}"
+    if len(set(codes.values())) != len(codes):
+        yield "an event was stored twice"
+    if set(store.bodies) != {*callers.accepted, *finished.values(), *store.reports.values()}:
+        yield "events are stored that belong to nothing"
+
+
+def _compare(what: str, told: dict[str, str], stored: dict[str, str]) -> Iterator[str]:
+    if told != stored:
+        yield f"{what}, told and stored otherwise: {sorted(told.items() ^ stored.items())[:4]}"
+
+
+def _examine(delivery: Delivery, arrived: int) -> Iterator[str]:
+    """What is wrong with the record of a delivery of which so many requests arrived."""
     outcomes = Counter(delivery.outcomes)
-    # An attempt whose outcome is known was one request; one that was interrupted was one or none.
-    assert outcomes["responded"] <= received <= delivery.attempt_count, (delivery, received)
-    # Only what was interrupted is sent again after it was taken.
-    assert 1 <= taken <= 1 + outcomes["interrupted"], (delivery, taken)
+    succeeded = [status is not None and 200 <= status <= 299 for status in delivery.statuses]
+    laws = {
+        "it is not done": (delivery.state, delivery.lease_until) == ("succeeded", None),
+        "its attempts have gaps": list(delivery.numbers) == list(range(1, delivery.attempt_count + 1)),
+        "a success was not its end": succeeded.count(True) == 1 and succeeded[-1],
+        # An attempt whose answer is known was one request; another was one or none.
+        "requests and attempts do not match": outcomes["responded"] <= arrived <= delivery.attempt_count,
+    }
+    for law, kept in laws.items():
+        if not kept:
+            yield f"{law}: {delivery}, of which {arrived} requests arrived"
+
+
+def _explain(delivery: Delivery, repeated: int) -> Counter[str]:
+    """Only what was not known to have been taken is sent again."""
+    if repeated <= 0:
+        return Counter()
+    by_interruption = min(repeated, delivery.outcomes.count("interrupted"))
+    by_connection = min(repeated - by_interruption, delivery.outcomes.count("unreachable"))
+    return Counter(
+        {
+            "repeated": repeated,
+            "by interruption": by_interruption,
+            "by connection": by_connection,
+            "unexplained": repeated - by_interruption - by_connection,
+        }
+    )

@@ -1,7 +1,7 @@
-"""A platform that publishes and drives care while the service is killed under it.
+"""A platform that publishes and drives care while the service is killed, or parted from its store, under it.
 
-A caller whose request was not answered cannot know whether it was accepted, so it repeats it, with the same
-`Idempotency-Key` or ids, until it is answered. That is what the documentation tells platforms to do.
+A caller whose request was not answered, or answered with 503, cannot know whether it was accepted, so it repeats it,
+with the same `Idempotency-Key` or ids, until it is answered. That is what the documentation tells platforms to do.
 """
 
 from __future__ import annotations
@@ -20,17 +20,27 @@ from carehook.events import CATALOGUE
 _REPORT = CATALOGUE["patient_report_sent"].example
 _HISTORY: Mapping[str, Any] = {"allergies": [], "diseases": [], "medications": []}
 _PROFESSIONAL = {"name": "A Doctor", "avatar": "https://platform.example/doctor.png"}
-_PAUSE = 0.01
+_PAUSE_BEFORE_REPEATING = 0.05
 _BATCH = 10
-_PATIENCE = 20.0
+_PATIENCE = 60.0
 """Seconds for which a request is repeated after the end of the load."""
 
 
 class Callers:
     """Threads that call the API of `url`, as an operator, for one organization, until the block ends."""
 
-    def __init__(self, url: str, token: str, organization_id: str, *, publishers: int, professionals: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        organization_id: str,
+        *,
+        publishers: int,
+        professionals: int,
+        pause: float = 0.01,
+    ) -> None:
         self._url = url
+        self._pause = pause
         self._headers = {"authorization": f"Bearer {token}"}
         self._organization = f"/v1/organizations/{organization_id}"
         self._stopping = threading.Event()
@@ -44,6 +54,8 @@ class Callers:
         """Consultations of which an answer said that they are finished."""
         self.repeated = 0
         """Requests that were not answered."""
+        self.unavailable = 0
+        """Requests that were answered with 503 and a problem document that says so."""
         self.surprises: list[str] = []
         """What should not have happened."""
 
@@ -70,7 +82,7 @@ class Callers:
                     self.surprises.append(str(surprise))
                     return
                 turn += 1
-                time.sleep(_PAUSE)
+                time.sleep(self._pause)
 
     def _publish(self, session: requests.Session, name: str) -> None:
         if name.endswith("7"):
@@ -122,17 +134,27 @@ class Callers:
                 answer = session.request(method, url, json=body, headers=headers, timeout=30)
             except requests.RequestException:
                 self.repeated += 1
-                time.sleep(5 * _PAUSE)
-                patience -= 5 * _PAUSE if self._stopping.is_set() else 0
-                continue
-            if answer.status_code not in expected:
-                raise Unexpected(f"{method} {path} was answered {answer.status_code}: {answer.text}")
-            return answer.json() if answer.content else None
+            else:
+                if answer.status_code in expected:
+                    return answer.json() if answer.content else None
+                if not _is_unavailable(answer):
+                    raise Unexpected(f"{method} {path} was answered {answer.status_code}: {answer.text}")
+                self.unavailable += 1
+            time.sleep(_PAUSE_BEFORE_REPEATING)
+            patience -= _PAUSE_BEFORE_REPEATING if self._stopping.is_set() else 0
         raise Unexpected(f"{method} {path} was never answered")
 
 
 class Unexpected(Exception):
-    """An answer that no kill explains."""
+    """An answer that no fault explains."""
+
+
+def _is_unavailable(answer: requests.Response) -> bool:
+    """Whether it says in our own words (RFC 9457) that nothing is known and the request is to be repeated."""
+    if answer.status_code != 503 or answer.headers["content-type"] != "application/problem+json":
+        return False
+    problem = answer.json()
+    return problem["type"] == "/problems/unavailable" and problem["status"] == 503 and "repeat it" in problem["detail"]
 
 
 def _build_report(patient_code: str) -> Any:

@@ -91,10 +91,14 @@ class Receiver(ABC):
                 f"connections, of which {self.disconnections} are over"
             )
 
+    def open_listener(self) -> socket.socket:
+        """The socket that it listens on."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        return socket.create_server((self.host, self.port), family=family)
+
     def start(self) -> None:
         """Begin to listen."""
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        self._socket = socket.create_server((self.host, self.port), family=family)
+        self._socket = self.open_listener()
         self.port = self._socket.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(lambda _loop, _context: None)  # a refused handshake is what many tests want

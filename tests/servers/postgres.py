@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
+from random import Random
 from types import TracebackType
 from typing import Any, Self
 
@@ -114,12 +115,12 @@ class PostgresServer:
         """End the server without warning, as a crash would."""
         self._end(signal.SIGKILL)
 
-    def list_backends(self) -> list[int]:
-        """The processes of the server but the first one. Should one be killed, the server drops all and recovers."""
-        if self._process is None or self._process.poll() is not None:
-            return []
-        pid = self._process.pid
-        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    def kill_backend(self, chance: Random) -> None:
+        """End one of the server's processes but the first without warning; it drops all connections and recovers."""
+        if self._process is not None:
+            pid = self._process.pid
+            backends = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            os.kill(int(chance.choice(backends)), signal.SIGKILL)
 
     def is_running(self) -> bool:
         """Whether it was started and has not ended."""
@@ -149,6 +150,8 @@ class PostgresServer:
             stdout=subprocess.DEVNULL,
             cwd=self._directory,
         )
+        with self._host.find_path(data / "pg_hba.conf").open("a") as file:
+            file.write("host all all all scram-sha-256\n")
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         settings = {

@@ -1,0 +1,151 @@
+"""What can befall a site. Each fault is over when its function returns: killed is started, cut is healed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from tests.faults.processes import Process
+from tests.faults.site import Site, Size
+from tests.servers.postgres import PostgresServer
+
+Fault = Callable[[Site], None]
+
+RECOVERY: Final = 6.0
+"""Seconds within which a living worker sees a lease that ran out."""
+
+
+def kill_the_api(site: Site) -> None:
+    """`kill -9` of what serves the API; in the embedded size it delivers as well."""
+    _kill(site, site.front)
+
+
+def kill_a_worker(site: Site) -> None:
+    """`kill -9` of one of the processes that deliver."""
+    _kill(site, site.chance.choice(site.delivering))
+
+
+def kill_all_at_once(site: Site) -> None:
+    """`kill -9` of every process of Carehook, as when a machine loses power."""
+    for process in site.processes:
+        process.kill()
+    site.tend()
+
+
+def _kill(site: Site, process: Process) -> None:
+    process.kill()
+    process.start()
+    # One time in four it may not even come to its start.
+    if site.chance.random() < 0.25:
+        site.wait_a_while()
+        process.kill()
+        process.start()
+
+
+def freeze_a_worker(site: Site) -> None:
+    """SIGSTOP of one of the processes that deliver, until its leases have run out and others had time to see it."""
+    process = site.chance.choice(site.delivering)
+    process.freeze()
+    time.sleep(site.lease + RECOVERY)
+    process.thaw()
+
+
+def kill_the_database(site: Site) -> None:
+    """`kill -9` of PostgreSQL's first process, then a start on the same data."""
+    _end_the_database(site, PostgresServer.kill)
+
+
+def restart_the_database(site: Site) -> None:
+    """A fast shutdown, as an operator makes it, and a start."""
+    _end_the_database(site, PostgresServer.stop)
+
+
+def restart_the_database_at_once(site: Site) -> None:
+    """An immediate shutdown, which leaves recovery to the start."""
+    _end_the_database(site, PostgresServer.stop_at_once)
+
+
+def _end_the_database(site: Site, end: Callable[[PostgresServer], None]) -> None:
+    assert site.database is not None
+    end(site.database)
+    site.wait_for_refusal()
+    site.wait_a_while()
+    site.database.start()
+
+
+def kill_a_process_of_the_database(site: Site) -> None:
+    """`kill -9` of one of PostgreSQL's other processes: it drops all connections and recovers by itself."""
+    assert site.database is not None
+    site.database.kill_backend(site.chance)
+
+
+def fill_the_disk(site: Site) -> None:
+    """No room on the disk of the store, until callers were told so and a while longer."""
+    assert site.disk is not None
+    site.disk.fill()
+    site.wait_for_refusal()
+    site.wait_a_while()
+    site.disk.free()
+
+
+def jump_ahead(site: Site) -> None:
+    """The clock jumps ahead, by more or by much more than a lease, and stays there."""
+    site.jump(site.chance.choice([site.lease * 2, 3600.0]))
+
+
+def jump_back(site: Site) -> None:
+    """The clock jumps back, and some time later it is set right."""
+    seconds = site.chance.choice([site.lease * 2, 3600.0])
+    site.jump(-seconds)
+    site.wait_a_while()
+    site.jump(seconds)
+
+
+def unplug_a_host(site: Site) -> None:
+    """A host's link is down: who sends there is told that it cannot be reached."""
+    host = site.chance.choice(site.hosts)
+    host.set_plugged(False)
+    site.wait_a_while(site.longest_cut)
+    host.set_plugged(True)
+
+
+def swallow_what_goes_to_a_host(site: Site) -> None:
+    """What is sent to a host is lost, silently; what it sends arrives."""
+    host = site.chance.choice(site.hosts)
+    host.set_swallowing(True)
+    site.wait_a_while(site.longest_cut)
+    host.set_swallowing(False)
+
+
+def part_all_hosts(site: Site) -> None:
+    """Whatever is sent from one host to another is lost, silently."""
+    assert site.network is not None
+    site.network.set_forwarding(False)
+    site.wait_a_while(site.longest_cut)
+    site.network.set_forwarding(True)
+
+
+_ANYWHERE: Final[Sequence[Fault]] = (
+    kill_the_api,
+    kill_a_worker,
+    kill_all_at_once,
+    freeze_a_worker,
+    fill_the_disk,
+    jump_ahead,
+    jump_back,
+    unplug_a_host,
+    swallow_what_goes_to_a_host,
+    part_all_hosts,
+)
+_POSTGRESQL: Final[Sequence[Fault]] = (
+    kill_the_database,
+    restart_the_database,
+    restart_the_database_at_once,
+    kill_a_process_of_the_database,
+)
+FAULTS: Final[Mapping[Size, Sequence[Fault]]] = {
+    Size.EMBEDDED: _ANYWHERE,
+    Size.POSTGRESQL: (*_ANYWHERE, *_POSTGRESQL),
+}
+"""All that can befall a site of each size that is on a network."""

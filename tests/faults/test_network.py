@@ -1,0 +1,23 @@
+"""Store, Carehook and receivers are hosts apart, and links between them are cut and healed, under load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.faults.faults import part_all_hosts, swallow_what_goes_to_a_host, unplug_a_host
+from tests.faults.site import Site, Size
+from tests.servers.namespaces import Network
+
+
+@pytest.mark.timeout(300)
+def test_a_network_that_is_cut_and_healed_loses_nothing(tmp_path: Path, chance: Random, network: Network) -> None:
+    with Site(tmp_path, Size.POSTGRESQL, chance, network=network) as site:
+        with site.build_load() as callers:
+            site.suffer(unplug_a_host, part_all_hosts, swallow_what_goes_to_a_host)
+            assert all(process.is_running() for process in site.processes)
+        account = site.settle(callers)
+    assert account.holds(), account
+    assert account.accepted > 50
