@@ -11,7 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.servers.postgres import PostgresServer  # noqa: E402 (its folder is no package that is installed)
+from tests.servers.nats import NatsServers  # noqa: E402 (the tests are no package that is installed)
+from tests.servers.postgres import PostgresServer  # noqa: E402
 
 DURABLE = {
     "fsync": "on",
@@ -29,8 +30,12 @@ DURABLE = {
 
 def main() -> int:
     """Run `carehook bench` beside the servers; its exit code."""
-    with PostgresServer(settings=DURABLE) as postgres:
-        environment = {**os.environ, "CAREHOOK_DATABASE_URL": postgres.plain_url()}  # noqa: TID251 (it is passed on)
+    with PostgresServer(settings=DURABLE) as postgres, NatsServers() as nats:
+        environment = {
+            **os.environ,  # noqa: TID251 (it is passed on)
+            "CAREHOOK_DATABASE_URL": postgres.plain_url(),
+            "CAREHOOK_QUEUE_URL": nats.url,
+        }
         command = [sys.executable, "-m", "carehook.cli", "bench", *sys.argv[1:]]
         return subprocess.run(command, env=environment, check=False).returncode
 

@@ -35,6 +35,12 @@ _Host = Annotated[str | None, typer.Option(help="The address to listen on, inste
 _Port = Annotated[
     int | None, typer.Option(min=0, max=65535, help="The port, instead of CAREHOOK_PORT; 0 takes a free one.")
 ]
+_ProbePort = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=65535, help="The port of its probes and metrics, instead of CAREHOOK_WORKER_PORT; 0 takes a free one."
+    ),
+]
 _Processes = Annotated[int, typer.Option(min=1, max=256, help="How many processes; one that dies is started anew.")]
 _UntilStdinCloses = Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)]
 
@@ -81,16 +87,18 @@ def api(host: _Host = None, port: _Port = None, as_json: Json = False) -> None:
 
 
 @app.command(rich_help_panel=_RUNNING, epilog=_SETTINGS_HELP)
-def worker(processes: _Processes = 1, until_stdin_closes: _UntilStdinCloses = False) -> None:
+def worker(
+    processes: _Processes = 1, port: _ProbePort = None, until_stdin_closes: _UntilStdinCloses = False
+) -> None:
     """Deliver without serving the API, in one process or several."""
     if processes > 1:
         from carehook.cli.supervision import supervise_workers
 
-        supervise_workers(processes)
+        supervise_workers(processes, port)
     else:
         from carehook.cli.serving import Parts, serve_until_stopped
 
-        serve_until_stopped(Parts(api=False, worker=True, until_stdin_closes=until_stdin_closes))
+        serve_until_stopped(Parts(api=False, worker=True, until_stdin_closes=until_stdin_closes), port=port)
 
 
 @app.command(rich_help_panel=_RUNNING, epilog=_SETTINGS_HELP)
@@ -105,6 +113,22 @@ def migrate() -> None:
     log_to_stderr("warning")
     asyncio.run(migrate_store(load_settings()))
     say("The store has this version's schema.")
+
+
+@app.command(rich_help_panel=_RUNNING, epilog=_SETTINGS_HELP)
+def move(
+    target: Annotated[
+        str, typer.Argument(metavar="URL", help="The empty database: postgresql://user:password@host/name")
+    ],
+) -> None:
+    """Move the embedded store, with all that is in it, to a PostgreSQL server.
+
+    Stop Carehook before. Every row is copied and counted; where anything goes wrong, nothing has changed. Afterwards
+    the embedded store is closed for good, so that nothing is sent from two places.
+    """
+    from carehook.cli import moving
+
+    moving.move(target)
 
 
 @app.command(rich_help_panel=_RUNNING)
@@ -158,6 +182,9 @@ def bench(
     workers: Annotated[
         int, typer.Option(min=1, max=256, help="How many worker processes run where API and workers are apart.")
     ] = 1,
+    largest_backlog: Annotated[
+        int, typer.Option(min=10_000, help="Backlogs up to this many due deliveries; 5000000 take minutes to load.")
+    ] = 1_000_000,
     keep: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", file_okay=False, help="Keep the result here, as JSON and as a plot (SVG)."),
@@ -177,4 +204,4 @@ def bench(
     if list_all:
         list_choices()
     else:
-        measure(Request(scale, only, setup, database_url, queue_url, workers, keep, as_json))
+        measure(Request(scale, only, setup, database_url, queue_url, workers, largest_backlog, keep, as_json))

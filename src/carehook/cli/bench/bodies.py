@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from enum import StrEnum
 from typing import Any, Final
 
@@ -27,7 +26,8 @@ def build_event(size: BodySize = BodySize.USUAL) -> bytes:
     if size is BodySize.USUAL:
         return orjson.dumps(CATALOGUE["patient_consultation_finished"].example)
     name = "patient_report_sent" if size is BodySize.SMALL else "patient_consultation_finished"
-    event: dict[str, Any] = deepcopy(dict(CATALOGUE[name].example))
+    # Read anew from JSON, in which no two reports are the same object.
+    event: dict[str, Any] = orjson.loads(orjson.dumps(CATALOGUE[name].example))
     payload = event["payload"]
     report = payload if size is BodySize.SMALL else payload["reports"][0]
     text: str = report["content"]["plan"]

@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import typer
 import uvloop
-from pydantic import SecretStr
 
+from carehook.cli.bench.keeping import keep_report
 from carehook.cli.bench.run import Plan, run_benchmark
-from carehook.cli.bench.scenarios import SCENARIOS
+from carehook.cli.bench.scenarios import SCENARIOS, backlog
 from carehook.cli.bench.setups import SETUPS, Servers, Setup
 from carehook.cli.bench.table import print_report
 from carehook.cli.failures import CommandFailed
 from carehook.cli.output import print_json, say
 from carehook.config import load_settings
+
+_DESCRIPTIONS: Final = {
+    **{each.name: each.description for each in SCENARIOS},
+    backlog.NAME: backlog.DESCRIPTION,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +35,15 @@ class Request:
     database_url: str | None
     queue_url: str | None
     workers: int
+    largest_backlog: int
     keep: Path | None
     as_json: bool
 
 
 def list_choices() -> None:
     """Print the scenarios and the setups by their names."""
-    for each in SCENARIOS:
-        print(f"{each.name}\t{each.description}")
+    for name, description in _DESCRIPTIONS.items():
+        print(f"{name}\t{description}")
     for setup in SETUPS:
         print(f"{setup.name}\t{setup.title}")
 
@@ -50,6 +56,8 @@ def measure(request: Request) -> None:
         print_json(report)
     else:
         print_report(report)
+    if request.keep is not None:
+        say(f"Kept as {keep_report(report, request.keep)}, with a plot beside it.")
     if report.failures:
         raise CommandFailed(f"{len(report.failures)} scenarios could not be measured; the report says why")
 
@@ -57,12 +65,14 @@ def measure(request: Request) -> None:
 def build_plan(request: Request) -> Plan:
     """What is asked for. Raises `BadParameter` for a scenario or a setup that there is not, or cannot be run."""
     servers = _find_servers(request)
-    scenarios = _choose(request.only, {each.name: each for each in SCENARIOS}, "--only")
+    names = _choose(request.only, {name: name for name in _DESCRIPTIONS}, "--only")
+    backlogs = backlog.choose_sizes(request.largest_backlog, request.scale) if backlog.NAME in names else ()
     setups: list[Setup] = _choose(request.setups, {each.name: each for each in SETUPS}, "--on")
     runnable = [setup for setup in setups if servers.can_run(setup)]
     if request.setups and len(runnable) < len(setups):
         raise typer.BadParameter("needs --database-url, and jetstream --queue-url as well.", param_hint="--on")
-    return Plan(scenarios, runnable, servers, request.scale)
+    scenarios = [each for each in SCENARIOS if each.name in names]
+    return Plan(scenarios, runnable, servers, request.scale, backlogs)
 
 
 def _find_servers(request: Request) -> Servers:
@@ -72,8 +82,7 @@ def _find_servers(request: Request) -> Servers:
     if request.queue_url is not None:
         given["queue_url"] = request.queue_url
     settings = load_settings(**given)
-    queue = settings.queue_url
-    return Servers(settings.database_url, SecretStr(queue) if isinstance(queue, str) else queue, request.workers)
+    return Servers(settings.database_url, settings.queue_url, request.workers)
 
 
 def _choose(names: Sequence[str] | None, choices: dict[str, Any], option: str) -> list[Any]:

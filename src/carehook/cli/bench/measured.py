@@ -44,8 +44,12 @@ LATENCY_P50: Final = "publish to receipt at 500 events/s, p50"
 LATENCY_P99: Final = "publish to receipt at 500 events/s, p99"
 ALL_RECEIVED: Final = "one event to 1,000 endpoints: all received"
 HANGING_RATIO: Final = "healthy endpoints' p99 beside endpoints that hang, times that without"
-CLAIM_RATIO: Final = "claim at 5,000,000 due, times that at 10,000"
 WORKER_MEMORY: Final = "worker memory, peak"
+
+
+def name_claim_ratio(largest: int, smallest: int) -> str:
+    """The name of the figure that says how much more a claim takes at the largest backlog than at the smallest."""
+    return f"claim at {largest:,} due, times that at {smallest:,}"
 
 
 def name_share(name: str) -> str:
@@ -64,7 +68,7 @@ TARGETS: Final[Mapping[str, tuple[Target, ...]]] = {
     LATENCY_P99: (Target(25, is_limit=True),),
     ALL_RECEIVED: (Target(0.5, is_limit=True),),
     HANGING_RATIO: (Target(2, is_limit=True),),
-    CLAIM_RATIO: (Target(1.5, is_limit=True),),
+    name_claim_ratio(5_000_000, 10_000): (Target(1.5, is_limit=True),),
     WORKER_MEMORY: (Target(250, is_limit=True),),
 }
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from carehook import __version__
+from carehook.bootstrap import open_carehook
 from carehook.cli.bench.ceiling import REQUESTS, Ceiling
 from carehook.cli.bench.certificates import Certificates, make_certificates
 from carehook.cli.bench.load import build_client
@@ -18,8 +19,8 @@ from carehook.cli.bench.measured import WORKER_MEMORY, Measured
 from carehook.cli.bench.processes import BenchmarkFailed
 from carehook.cli.bench.receiving import Receiver, start_receiver
 from carehook.cli.bench.report import CeilingFigure, Failure, Figure, Report, SetupRun, build_figures
-from carehook.cli.bench.scenarios import Bench, Scenario
-from carehook.cli.bench.setups import Servers, Setup, start_setup
+from carehook.cli.bench.scenarios import Bench, Scenario, backlog
+from carehook.cli.bench.setups import Servers, Setup, build_settings, make_store, start_setup
 from carehook.cli.bench.stores import DatabaseServer
 from carehook.clock import utc_now
 
@@ -34,6 +35,7 @@ class Plan:
     setups: Sequence[Setup]
     servers: Servers
     scale: float = 1.0
+    backlogs: Sequence[int] = ()
 
     def choose(self, setup: Setup) -> list[Scenario]:
         """The scenarios for a setup; those that are not brief are left out where another one stands for it."""
@@ -65,7 +67,10 @@ async def run_benchmark(plan: Plan, tell: Progress) -> Report:
         setups = [await _describe_setup(setup, plan.servers) for setup in plan.setups]
         findings = Findings()
         for setup in plan.setups:
-            await _run_setup(plan, setup, (receiver, neighbour), certificates, folder, findings, tell)
+            if plan.scenarios:
+                await _run_setup(plan, setup, (receiver, neighbour), certificates, folder / setup.name, findings, tell)
+            if plan.backlogs and not setup.is_apart:
+                await _run_backlogs(plan, setup, certificates, folder / f"{setup.name}-backlog", findings, tell)
         tell("the ceiling again")
         after = await _measure_ceilings(ceilings, receiver, plan.scale)
     found = [CeilingFigure(name=ceiling.name, before=before[ceiling], after=after[ceiling]) for ceiling in ceilings]
@@ -76,7 +81,7 @@ async def run_benchmark(plan: Plan, tell: Progress) -> Report:
         scale=plan.scale,
         workers=plan.servers.workers,
         machine=machine,
-        setups=setups,
+        setups=[setup for setup in setups if any(name == setup.name for _, name, _ in findings.measured)],
         ceilings=found,
         figures=_build_figures(findings, found),
         failures=findings.failures,
@@ -93,7 +98,7 @@ async def _run_setup(
     tell: Progress,
 ) -> None:
     receiver, neighbour = receivers
-    async with start_setup(setup, plan.servers, receiver.client, certificates, folder / setup.name) as carehook:
+    async with start_setup(setup, plan.servers, receiver.client, certificates, folder) as carehook:
         bench = Bench(carehook, receiver, neighbour, plan.scale)
         for scenario in plan.choose(setup):
             tell(f"{setup.title}: {scenario.description}")
@@ -103,6 +108,23 @@ async def _run_setup(
                 findings.failures.append(Failure(scenario=scenario.name, setup=setup.name, reason=str(error)))
         memory = Measured(WORKER_MEMORY, carehook.read_peak_memory(), "MB")
         findings.measured.append(("all of them", setup.name, [memory]))
+
+
+async def _run_backlogs(
+    plan: Plan, setup: Setup, certificates: Certificates, folder: Path, findings: Findings, tell: Progress
+) -> None:
+    async with make_store(setup, plan.servers, certificates, folder) as environment:
+        settings = build_settings(environment)
+
+        async def settle() -> None:
+            if plan.servers.database is not None and settings.database_url is not None:
+                await DatabaseServer(plan.servers.database).settle(settings.database_url)
+
+        async with open_carehook(settings) as carehook:
+            measured = await backlog.measure_backlogs(
+                carehook, plan.backlogs, settle, lambda what: tell(f"{setup.title}: {what}")
+            )
+    findings.measured.append((backlog.NAME, setup.name, measured))
 
 
 async def _measure_ceilings(ceilings: Collection[Ceiling], receiver: Receiver, scale: float) -> dict[Ceiling, float]:

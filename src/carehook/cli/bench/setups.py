@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 from pydantic import SecretStr
 from pyreqwest.client import Client
 
+from carehook.bootstrap import open_keyring
 from carehook.cli.bench.carehook import Carehook
 from carehook.cli.bench.certificates import Certificates
 from carehook.cli.bench.processes import CAREHOOK, read_announcement, run_carehook, start_process
-from carehook.cli.bench.stores import DatabaseServer
+from carehook.cli.bench.stores import DatabaseServer, delete_stream
+from carehook.config import PREFIX, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +66,39 @@ class Servers:
 
 
 @asynccontextmanager
+async def make_store(
+    setup: Setup, servers: Servers, certificates: Certificates, folder: Path
+) -> AsyncIterator[dict[str, str]]:
+    """The environment of a Carehook on a fresh store, in `folder` or on the servers, which ends with the block."""
+    await asyncio.to_thread(folder.mkdir)
+    async with AsyncExitStack() as made:
+        environment = {
+            "CAREHOOK_HOME": str(folder / "home"),
+            "CAREHOOK_HOST": "127.0.0.1",
+            "CAREHOOK_PORT": "0",
+            "CAREHOOK_ALLOW_HTTP": "true",
+            "CAREHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
+            "CAREHOOK_CA_FILE": str(certificates.authority),
+        }
+        if setup.needs_database and servers.database is not None:
+            database = await made.enter_async_context(DatabaseServer(servers.database).make_database())
+            environment["CAREHOOK_DATABASE_URL"] = database.get_secret_value()
+        if setup.needs_queue and servers.queue is not None:
+            environment["CAREHOOK_QUEUE_URL"] = servers.queue.get_secret_value()
+            made.push_async_callback(delete_stream, servers.queue, open_keyring(build_settings(environment)).key_id)
+        await run_carehook("migrate", environment=environment)
+        yield environment
+
+
+@asynccontextmanager
 async def start_setup(
     setup: Setup, servers: Servers, client: Client, certificates: Certificates, folder: Path
 ) -> AsyncIterator[Carehook]:
     """Carehook on a fresh store, with an operator's token, ended with the block."""
-    await asyncio.to_thread(folder.mkdir)
     async with AsyncExitStack() as started:
-        environment = _build_environment(certificates, folder)
-        if setup.needs_database and servers.database is not None:
-            database = await started.enter_async_context(DatabaseServer(servers.database).make_database())
-            environment["CAREHOOK_DATABASE_URL"] = database.get_secret_value()
-        if setup.needs_queue and servers.queue is not None:
-            environment["CAREHOOK_QUEUE_URL"] = servers.queue.get_secret_value()
-        processes, url = {}, ""
-        await run_carehook("migrate", environment=environment)
+        environment = await started.enter_async_context(make_store(setup, servers, certificates, folder))
         token = await _make_operator(environment)
+        processes, url = {}, ""
         for role, arguments in _list_processes(setup, servers.workers):
             log = folder / f"{role}.log"
             name = f"carehook {role}"
@@ -91,21 +111,16 @@ async def start_setup(
         yield Carehook(url, token, processes, setup.worker_role, client)
 
 
+def build_settings(environment: Mapping[str, str]) -> Settings:
+    """The settings of an environment, and of nothing in our own."""
+    absent: dict[str, Any] = {"database_url": None, "queue_url": None, "encryption_key": None}
+    return Settings(**absent | {name.removeprefix(PREFIX).lower(): value for name, value in environment.items()})
+
+
 def _list_processes(setup: Setup, workers: int) -> list[tuple[str, list[str]]]:
     if not setup.is_apart:
         return [("serve", ["serve", "--json"])]
     return [("api", ["api", "--json"]), ("worker", ["worker", "--processes", str(workers)])]
-
-
-def _build_environment(certificates: Certificates, folder: Path) -> dict[str, str]:
-    return {
-        "CAREHOOK_HOME": str(folder / "home"),
-        "CAREHOOK_HOST": "127.0.0.1",
-        "CAREHOOK_PORT": "0",
-        "CAREHOOK_ALLOW_HTTP": "true",
-        "CAREHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
-        "CAREHOOK_CA_FILE": str(certificates.authority),
-    }
 
 
 async def _make_operator(environment: dict[str, str]) -> str:

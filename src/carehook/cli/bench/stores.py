@@ -1,17 +1,21 @@
 """Where a run keeps its data: a database of its own on a server, dropped at the end, or a folder.
 
 The law of this module: a database that this run did not make is not touched. A new one is made under a random name,
-which fails where there is one, and is marked; it is dropped only while it bears this very mark.
+which fails where there is one, and is marked; it is dropped only while it bears this very mark. A stream has the name of
+the run's own encryption key.
 """
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
 import asyncpg
+import nats
+from nats.js.errors import NotFoundError
 from pydantic import SecretStr
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -49,6 +53,15 @@ class DatabaseServer:
         finally:
             await self._drop(name, mark)
 
+    async def settle(self, database: SecretStr) -> None:
+        """Leave a database as one is that has run for a while: statistics taken, what was written on disk."""
+        connection = await self._connect(make_url(database.get_secret_value()))
+        try:
+            await connection.execute("VACUUM (ANALYZE)")
+            await connection.execute("CHECKPOINT")
+        finally:
+            await connection.close()
+
     async def _drop(self, name: str, mark: str) -> None:
         connection = await self._connect()
         try:
@@ -70,11 +83,21 @@ class DatabaseServer:
         finally:
             await connection.close()
 
-    async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
+    async def _connect(self, url: URL | None = None) -> asyncpg.Connection[asyncpg.Record]:
         try:
-            return await asyncpg.connect(self._url.render_as_string(hide_password=False))
+            return await asyncpg.connect((url or self._url).render_as_string(hide_password=False))
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise BenchmarkFailed(f"The PostgreSQL server cannot be used: {type(error).__name__}: {error}.") from None
+
+
+async def delete_stream(queue: SecretStr, installation: str) -> None:
+    """Delete the stream of an installation, which has the name of its encryption key; that key is this run's own."""
+    connection = await nats.connect(queue.get_secret_value().split(","), allow_reconnect=False)
+    try:
+        with contextlib.suppress(NotFoundError):
+            await connection.jetstream().delete_stream(f"carehook-{installation}")
+    finally:
+        await connection.close()
 
 
 def _parse(url: SecretStr) -> URL:
