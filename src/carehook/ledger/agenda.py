@@ -8,7 +8,7 @@ found by a survey of the store, which the queue makes now and then.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 
@@ -29,11 +29,19 @@ class Agenda:
 
     def replace(self, surveyed: Sequence[tuple[str, datetime]], now: datetime) -> None:
         """All endpoints for which anything waits, with the instant their first is due, the longest due first."""
-        self._later = [(at, endpoint_id) for endpoint_id, at in surveyed if at > now]
+        later = {endpoint_id: at for endpoint_id, at in surveyed if at > now}
+        # What was put here while the survey was made, it may not know of.
+        for at, endpoint_id in self._later:
+            later[endpoint_id] = min(at, later.get(endpoint_id, at))
+        self._later = [(at, endpoint_id) for endpoint_id, at in later.items()]
         heapq.heapify(self._later)
         due = dict.fromkeys(endpoint_id for endpoint_id, at in surveyed if at <= now)
         # What came onto the agenda while the survey was made stays, behind those that have waited for longer.
         self._ready = due | self._ready
+
+    def has_ready(self) -> bool:
+        """Whether there are endpoints that may have something due now."""
+        return bool(self._ready)
 
     def next_at(self) -> datetime | None:
         """When the next endpoint falls due; None where nothing is known to."""
@@ -54,7 +62,3 @@ class Agenda:
             if (most := room(endpoint_id)) > 0:
                 taken[endpoint_id] = most
         return taken
-
-    def put_back(self, asked: Mapping[str, int], leased: Mapping[str, int]) -> None:
-        """Put back those of which as much was leased as was asked for: they may have more."""
-        self.add(endpoint_id for endpoint_id, most in asked.items() if leased.get(endpoint_id, 0) >= most)

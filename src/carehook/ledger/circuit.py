@@ -52,6 +52,7 @@ def record(lane: Lane, tally: Tally, now: datetime, jitter: float) -> Lane:
     if not tally.failures:
         return lane
     first, last = tally.failures[0], tally.failures[-1]
+    latest_start = max(each.started_at for each in tally.failures)
     failing = replace(
         lane,
         failure_streak=lane.failure_streak + len(tally.failures),
@@ -62,8 +63,8 @@ def record(lane: Lane, tally: Tally, now: datetime, jitter: float) -> Lane:
         return failing
     if lane.opened_at is None or lane.probe_at is None:
         return replace(failing, opened_at=now, probe_at=now + _wait(0, jitter), probes=0)
-    if last.started_at < lane.probe_at:
-        # It was in flight when the circuit opened; the probe is still to come.
+    if latest_start < lane.probe_at:
+        # They were in flight when the circuit opened; the probe is still to come.
         return failing
     return replace(failing, probe_at=now + _wait(lane.probes + 1, jitter), probes=lane.probes + 1)
 

@@ -15,6 +15,7 @@ from carehook.ledger.circuit import Failure, Tally, decide_disabling, record
 from carehook.ledger.queue_statements import (
     ADD_ATTEMPTS,
     ATTEMPT_NAMES,
+    BRING_FORWARD_THE_NEXT,
     DISABLE,
     FAILING,
     FINISH,
@@ -32,7 +33,7 @@ from carehook.ledger.queue_statements import (
 )
 from carehook.ledger.records import Attempt, AttemptOutcome, FinishedAttempt, Lane
 from carehook.ledger.sessions import Session
-from carehook.ledger.states import TRANSITIONS, DeliveryState, Transition, is_final
+from carehook.ledger.states import TRANSITIONS, DeliveryState, is_final
 
 LOST_LEASE = "the worker stopped before the outcome was known; the receiver may have got it"
 
@@ -62,12 +63,23 @@ def finish(session: Session, finished: Sequence[FinishedAttempt], now: datetime)
     counted = [(each, lease) for each, lease in zip(finished, found, strict=True) if lease is not None]
     FINISH.run(session, [_take_result(each, lease.state, now) for each, lease in counted])
     ADD_ATTEMPTS.run(session, [take_attempt(each.attempt) for each, _ in counted])
-    put_off = [(each.delivery_id, each.due_at) for each, lease in counted if lease.is_ordered and each.due_at]
-    PUT_OFF_THOSE_BEHIND.run(session, put_off)
+    move_those_behind(
+        session,
+        [(each.delivery_id, _decide_due(each, lease.state)) for each, lease in counted if lease.is_ordered],
+    )
     for endpoint_id in {each.endpoint_id for each, _ in counted if each.disable_reason}:
         _disable(session, endpoint_id, gone[endpoint_id] or "", now)
     to_disable = record_outcomes(session, [each for each, _ in counted], now)
     return Recorded([lease is not None for lease in found], to_disable)
+
+
+def move_those_behind(session: Session, ordered: Sequence[tuple[str, datetime | None]]) -> None:
+    """What results mean for those behind in the order of a patient: they wait as well, or the next is due.
+
+    Each is the id of a delivery in an order, and when it is due again; None where it is finished.
+    """
+    PUT_OFF_THOSE_BEHIND.run(session, [(delivery_id, due_at) for delivery_id, due_at in ordered if due_at is not None])
+    BRING_FORWARD_THE_NEXT.run(session, [(delivery_id,) for delivery_id, due_at in ordered if due_at is None])
 
 
 def record_outcomes(session: Session, counted: Sequence[FinishedAttempt], now: datetime) -> Mapping[str, str]:
@@ -102,7 +114,8 @@ def tally(counted: Sequence[FinishedAttempt]) -> Mapping[str, Tally]:
 
 def disable(session: Session, endpoint_id: str, now: datetime) -> bool:
     """Disable an endpoint that has failed for too long, unless it has succeeded meanwhile; whether it was."""
-    LOCK_ENDPOINTS.fetch(session, ids=[endpoint_id])
+    _lock_to_disable(session, [endpoint_id])
+    LOCK_LEASED_AND_HELD.fetch(session, ids=(), endpoint_ids=[endpoint_id])
     for _, _, *rest in LOCK_LANES.fetch(session, ids=[endpoint_id]):
         if reason := decide_disabling(Lane(*rest), now):
             return _disable(session, endpoint_id, reason, now)
@@ -137,8 +150,7 @@ def _lock_leased(
     """Each delivery under lease, by its id and the lease's token; all that will change but the lanes is locked."""
     ids = {each.delivery_id for each in finished}
     if gone:
-        LOCK_ENDPOINTS.fetch(session, ids=gone)
-        REVISE_ORGANIZATIONS.fetch(session, ids=gone)
+        _lock_to_disable(session, gone)
         rows = LOCK_LEASED_AND_HELD.fetch(session, ids=ids, endpoint_ids=gone)
     else:
         rows = LOCK_LEASED.fetch(session, ids=ids)
@@ -149,10 +161,15 @@ def _lock_leased(
     }
 
 
+def _lock_to_disable(session: Session, endpoint_ids: Collection[str]) -> None:
+    """Before deliveries are locked: whoever accepts for these endpoints meanwhile comes first or sees it."""
+    LOCK_ENDPOINTS.fetch(session, ids=endpoint_ids)
+    REVISE_ORGANIZATIONS.fetch(session, ids=endpoint_ids)
+
+
 def _disable(session: Session, endpoint_id: str, reason: str, now: datetime) -> bool:
     disabled = DISABLE.fetch(session, endpoint=endpoint_id, reason=reason, now=now)
     if disabled:
-        REVISE_ORGANIZATIONS.fetch(session, ids=[endpoint_id])
         HOLD.fetch(session, endpoint=endpoint_id)
     return bool(disabled)
 
@@ -161,22 +178,23 @@ take_attempt = attrgetter(*ATTEMPT_NAMES)
 _take_lane = attrgetter(*LANE_NAMES)
 
 
+def _decide_due(finished: FinishedAttempt, before: DeliveryState) -> datetime | None:
+    """When the delivery is due again; None where it is finished."""
+    return None if is_final(TRANSITIONS[before][finished.transition]) else finished.due_at
+
+
 def _take_result(finished: FinishedAttempt, before: DeliveryState, now: datetime) -> tuple[Any, ...]:
     state = TRANSITIONS[before][finished.transition]
-    final = is_final(state)
     return (
         finished.delivery_id,
         state.value,
-        None if final else finished.due_at,
+        _decide_due(finished, before),
         finished.attempt.number,
         int(finished.spends_retry),
         finished.attempt.started_at,
-        now if final else None,
+        now if is_final(state) else None,
     )
 
 
 def _jitter() -> float:
     return random.uniform(-1, 1)  # noqa: S311 (spreads load, guards nothing)
-
-
-__all__ = ["Recorded", "Transition", "disable", "finish", "recover_some", "tally"]

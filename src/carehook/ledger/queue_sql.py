@@ -7,6 +7,7 @@ store: so a claim's cost depends neither on the history nor on how long any back
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
@@ -18,6 +19,7 @@ from carehook.ledger.agenda import Agenda
 from carehook.ledger.claiming_sql import Claim
 from carehook.ledger.database import Database
 from carehook.ledger.finishing_sql import Recorded
+from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.queue_statements import GIVE_BACK, SURVEY
 from carehook.ledger.records import ClaimedDelivery, FinishedAttempt
 from carehook.ledger.sessions import Session
@@ -50,6 +52,13 @@ class QueueSql:
             self._next_survey = 0.0
         self._news.set()
 
+    def announce(self, endpoint_ids: Collection[str]) -> None:
+        """Say to all who claim, here or elsewhere, that these endpoints may have something due."""
+        self.wake(endpoint_ids)
+
+    async def close(self) -> None:
+        """Let go of what the queue holds beside the database."""
+
     async def wait(self, *, at_most: timedelta) -> None:
         """Wait for `wake`, for what falls due, or for as long as another process's work may go unseen."""
         try:
@@ -73,6 +82,9 @@ class QueueSql:
         self._last_claim = now, time.monotonic()
         await self._survey_now_and_then(now)
         asked = self._agenda.take(limit, room, now)
+        if self._agenda.has_ready():
+            # More endpoints than this claim may look at: should these have nothing, the next claim must not wait.
+            self._news.set()
         if not asked:
             return []
         share = max(1, limit // len(asked))
@@ -82,14 +94,16 @@ class QueueSql:
         except BaseException:
             self._agenda.add(asked)
             raise
-        self._note(claim, asked)
+        self._note(claim)
         return claim.deliveries
 
     async def finish(self, finished: Sequence[FinishedAttempt], now: datetime) -> Sequence[bool]:
         """Record attempts whose lease still holds, and move their deliveries."""
         recorded = await self._finish(finished, now)
-        for endpoint_id in recorded.to_disable:
-            await self._database.run(partial(_disable, endpoint_id=endpoint_id, now=now))
+        # The results are recorded whatever becomes of this; the next failure disables what is not disabled now.
+        with contextlib.suppress(LedgerUnavailable):
+            for endpoint_id in recorded.to_disable:
+                await self._database.run(partial(_disable, endpoint_id=endpoint_id, now=now))
         for each in finished:
             if each.due_at is not None:
                 self._agenda.add_later(each.endpoint_id, each.due_at)
@@ -131,11 +145,12 @@ class QueueSql:
         if self._next_survey:
             self._next_survey = max(self._next_survey, begun + took / _SURVEY_SHARE)
 
-    def _note(self, claim: Claim, asked: Collection[str]) -> None:
+    def _note(self, claim: Claim) -> None:
         self._agenda.add(claim.perhaps_more)
         for endpoint_id, at in claim.ask_again.items():
             self._agenda.add_later(endpoint_id, at)
-        self._constrained.difference_update(set(asked) - claim.constrained)
+        # One that gave nothing stays: it may wait for an attempt of ours that was claimed before.
+        self._constrained.difference_update(each.endpoint.id for each in claim.deliveries)
         self._constrained |= claim.constrained
 
     async def _survey(self) -> Sequence[tuple[str, datetime]]:

@@ -102,11 +102,14 @@ SET_SLOT = Bulk(
 )
 
 
+def _build_unfinished(of: sa.FromClause) -> sa.ColumnElement[bool]:
+    # Written as the partial index has it, or it would go unused.
+    return sa.or_(*(of.c.state == sa.literal_column(f"'{state}'") for state in UNFINISHED_STATES))
+
+
 def _build_earlier() -> sa.Exists:
     """Whether one that is before this delivery in the order of its patient is not finished."""
     earlier = deliveries.alias("earlier")
-    # Written as the partial index has it, or it would go unused.
-    unfinished = sa.or_(*(earlier.c.state == sa.literal_column(f"'{state}'") for state in UNFINISHED_STATES))
     return (
         sa.select(sa.literal_column("1"))
         .where(
@@ -114,7 +117,7 @@ def _build_earlier() -> sa.Exists:
             earlier.c.order_key == deliveries.c.order_key,
             earlier.c.position < deliveries.c.position,
             earlier.c.order_key.is_not(None),
-            unfinished,
+            _build_unfinished(earlier),
         )
         .correlate(deliveries)
         .exists()
@@ -236,9 +239,15 @@ DISABLE = Prepared(
     )
     .returning(endpoints.c.id)
 )
+_revised = (
+    sa.select(organizations.c.id)
+    .where(organizations.c.id.in_(sa.select(endpoints.c.organization_id).where(among(endpoints.c.id, _ids))))
+    .order_by(organizations.c.id)
+    .with_for_update(key_share=True)
+)
 REVISE_ORGANIZATIONS = Prepared(
     organizations.update()
-    .where(organizations.c.id.in_(sa.select(endpoints.c.organization_id).where(among(endpoints.c.id, _ids)).distinct()))
+    .where(organizations.c.id.in_(_revised))
     .values(revision=organizations.c.revision + sa.literal_column("1"))
 )
 
@@ -258,6 +267,30 @@ _behind = (
 )
 PUT_OFF_THOSE_BEHIND = Bulk(
     deliveries.update().where(deliveries.c.id.in_(_behind)).values(due_at=sa.bindparam("then")), ["head", "then"]
+)
+
+_after = deliveries.alias("after")
+_next = (
+    sa.select(_after.c.id)
+    .join_from(
+        _head,
+        _after,
+        (_after.c.endpoint_id == _head.c.endpoint_id)
+        & (_after.c.order_key == _head.c.order_key)
+        & (_after.c.position > _head.c.position),
+    )
+    .where(_head.c.id == sa.bindparam("head"), _after.c.order_key.is_not(None), _build_unfinished(_after))
+    .order_by(_after.c.position)
+    .limit(sa.literal_column("1"))
+    .with_for_update(of=_after, skip_locked=True, key_share=True)
+)
+BRING_FORWARD_THE_NEXT = Bulk(
+    # Where it failed itself, when it is due is its own affair.
+    deliveries.update()
+    .where(deliveries.c.id.in_(_next), deliveries.c.failure_count == sa.literal_column("0"))
+    .where(deliveries.c.due_at > deliveries.c.created_at)
+    .values(due_at=deliveries.c.created_at),
+    ["head"],
 )
 HOLD = Prepared(build_move(Transition.HOLD, deliveries.c.endpoint_id == sa.bindparam("endpoint")))
 
