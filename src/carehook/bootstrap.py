@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -31,9 +31,13 @@ from carehook.intake.examples import Examples
 from carehook.keyring import Keyring, WrongKeyError, load_keyring
 from carehook.ledger.database import Database, parse_database_url
 from carehook.ledger.jetstream_servers import JetStreamUnavailable, build_tls, parse_queue_url
-from carehook.ledger.ledger_sql import LedgerSql
+from carehook.ledger.ledger_postgresql import LedgerPostgresql
+from carehook.ledger.ledger_sql import LedgerSql, OnDue
+from carehook.ledger.moving import MOVED_FACT, MoveRefused, move_store, refuse_moved
+from carehook.ledger.occupancy import occupy
 from carehook.ledger.port import Ledger, Queue
 from carehook.ledger.queue_jetstream import QueueJetStream, SurveyedQueue
+from carehook.ledger.queue_postgresql import QueuePostgresql
 from carehook.ledger.queue_sql import QueueSql
 from carehook.ledger.schema import migrate, read_version
 from carehook.metrics import Metrics
@@ -59,12 +63,15 @@ async def open_carehook(
         keyring = open_keyring(settings)
         database = open_database(settings)
         opened.push_async_callback(database.close)
+        opened.enter_context(occupy(database))
         if is_embedded(settings) or (create and await read_version(database) is None):
             await migrate(database)
-        queue = QueueSql(database)
+        queue = build_queue(database, notifying=settings.queue_url is None)
+        opened.push_async_callback(queue.close)
         jetstream = build_jetstream(settings, queue, keyring.key_id, clock)
-        ledger = LedgerSql(database, jetstream.announce if jetstream else queue.wake)
+        ledger = build_ledger(database, (jetstream or queue).announce)
         await ledger.check()
+        await _check_not_moved(ledger)
         await _check_key(ledger, keyring)
         if jetstream is not None:
             opened.push_async_callback(jetstream.close)
@@ -91,11 +98,12 @@ def _assemble(
     metrics = Metrics()
     intake = Intake(ledger, metrics, clock)
     tokens = AccessTokens(sender, time.monotonic)
-    deliverer = Deliverer(sender, tokens, keyring, settings.retry_schedule, metrics, clock)
+    deliverer = Deliverer(sender, tokens, keyring, settings.retry_schedule, clock)
     return Application(
         settings=settings,
         clock=clock,
         ledger=ledger,
+        queue=queue,
         metrics=metrics,
         organizations=Organizations(ledger, clock),
         endpoints=Endpoints(ledger, keyring, rules, clock),
@@ -105,7 +113,7 @@ def _assemble(
         interventions=Interventions(ledger, clock),
         insights=Insights(ledger, keyring, clock),
         tokens=Tokens(ledger, clock),
-        worker=Worker(queue, deliverer, limits, clock),
+        worker=Worker(queue, deliverer, limits, metrics, clock),
     )
 
 
@@ -117,6 +125,34 @@ async def migrate_store(settings: Settings) -> None:
         await migrate(database)
     finally:
         await database.close()
+
+
+async def move_embedded_store(settings: Settings, target_url: str) -> Mapping[str, int]:
+    """Move the embedded store to the empty database at `target_url`; how many rows of each table.
+
+    Raises `MoveRefused`, `StartupError` or `LedgerUnavailable`, each with a sentence for people; nothing has changed.
+    """
+    if not is_embedded(settings):
+        raise MoveRefused("The store is a server's already: unset CAREHOOK_DATABASE_URL to move the embedded one.")
+    url = _parse_url(target_url)
+    if url.get_backend_name() == "sqlite":
+        raise MoveRefused("The target must be a PostgreSQL server: postgresql://user:password@host/name.")
+    source, target = open_database(settings), Database(url)
+    try:
+        return await move_store(source, target, utc_now())
+    finally:
+        await source.close()
+        await target.close()
+
+
+def build_queue(database: Database, *, notifying: bool = True) -> QueueSql:
+    """The queue of a database. On PostgreSQL, processes can tell each other by it what is due."""
+    return QueueSql(database) if database.is_sqlite else QueuePostgresql(database, notifying=notifying)
+
+
+def build_ledger(database: Database, on_due: OnDue) -> LedgerSql:
+    """The ledger of a database."""
+    return LedgerSql(database, on_due) if database.is_sqlite else LedgerPostgresql(database, on_due)
 
 
 def is_embedded(settings: Settings) -> bool:
@@ -210,6 +246,13 @@ def _make_private_file(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     except OSError as error:
         raise StartupError(f"The database file {path} cannot be opened: {error.strerror}.") from None
+
+
+async def _check_not_moved(ledger: Ledger) -> None:
+    async with ledger.snapshot() as snapshot:
+        moved = await snapshot.installation.get(MOVED_FACT)
+    if moved is not None:
+        raise refuse_moved(moved)
 
 
 async def _check_key(ledger: Ledger, keyring: Keyring) -> None:

@@ -37,9 +37,7 @@ _Port = Annotated[
 ]
 _ProbePort = Annotated[
     int | None,
-    typer.Option(
-        min=0, max=65535, help="The port of its probes and metrics, instead of CAREHOOK_WORKER_PORT; 0 takes a free one."
-    ),
+    typer.Option(min=0, max=65535, help="The port of its probes, instead of CAREHOOK_WORKER_PORT; 0 takes a free one."),
 ]
 _Processes = Annotated[int, typer.Option(min=1, max=256, help="How many processes; one that dies is started anew.")]
 _UntilStdinCloses = Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)]
@@ -87,9 +85,7 @@ def api(host: _Host = None, port: _Port = None, as_json: Json = False) -> None:
 
 
 @app.command(rich_help_panel=_RUNNING, epilog=_SETTINGS_HELP)
-def worker(
-    processes: _Processes = 1, port: _ProbePort = None, until_stdin_closes: _UntilStdinCloses = False
-) -> None:
+def worker(processes: _Processes = 1, port: _ProbePort = None, until_stdin_closes: _UntilStdinCloses = False) -> None:
     """Deliver without serving the API, in one process or several."""
     if processes > 1:
         from carehook.cli.supervision import supervise_workers
