@@ -15,6 +15,8 @@ from tests.faults.accounts import Recipient
 from tests.receivers import Answer, ReceivedRequest, Receiver
 from tests.servers.hosts import Host
 
+NEVER: Final = 10**9
+
 _TIMEOUT: Final = 30.0
 """Seconds."""
 
@@ -46,11 +48,11 @@ class FailingReceiver(Receiver):
             self.requests.clear()
             fails = not self._keep(request)
             # So that there is always something in flight that a fault can meet.
-            await self.wait_with(request.headers["webhook-id"])
+            await self.wait_before_answering(request.headers["webhook-id"])
             writer.write(Answer(503 if fails else 200).encode())
             await writer.drain()
 
-    async def wait_with(self, event_id: str) -> None:
+    async def wait_before_answering(self, event_id: str) -> None:
         """Let the answer to a request of this event wait."""
         await asyncio.sleep(self._seconds)
 

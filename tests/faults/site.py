@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -23,7 +24,7 @@ from tests.faults.accounts import Account, Store, build_account
 from tests.faults.callers import Callers
 from tests.faults.clocks import FileClock
 from tests.faults.processes import ROOT, Process, wait_until
-from tests.faults.recipients import Api, FailingReceiver, Registered
+from tests.faults.recipients import NEVER, Api, FailingReceiver, Registered
 from tests.servers.hosts import THIS_MACHINE, Host
 from tests.servers.namespaces import Disk, NamespacedHost, Network
 from tests.servers.postgres import PostgresServer
@@ -38,9 +39,12 @@ _SCHEDULE: Final = ",".join(["0.2"] * 1000)
 """Retries at once and for ever, as far as a run goes."""
 
 _DISK: Final = 2 << 30
-NEVER: Final = 10**9
-RECEIVERS: Final = ((NEVER, 0.0), (7, 0.05), (50, 0.5))
-"""Of each endpoint: every which request fails, and how many seconds an answer takes."""
+RECEIVERS: Final[Sequence[Callable[[Host], FailingReceiver]]] = (
+    partial(FailingReceiver, fails_every=NEVER, seconds=0.0),
+    partial(FailingReceiver, fails_every=7, seconds=0.05),
+    partial(FailingReceiver, fails_every=50, seconds=0.5),
+)
+"""One of each endpoint."""
 
 
 class Size(StrEnum):
@@ -63,7 +67,7 @@ class Site:
         lease: float = SHORT_LEASE,
         longest_cut: float = 3.0,
         workers: int | None = None,
-        receivers: Sequence[tuple[int, float]] = RECEIVERS,
+        receivers: Sequence[Callable[[Host], FailingReceiver]] = RECEIVERS,
     ) -> None:
         self.size = size
         self.chance = chance
@@ -78,7 +82,7 @@ class Site:
         self._home = folder / "home"
         # The embedded size is one process that does it all.
         self._worker_count = (0 if size is Size.EMBEDDED else 2) if workers is None else workers
-        self._answers = receivers
+        self._receivers = receivers
         self._stack = ExitStack()
         self._ahead = 0.0
 
@@ -93,7 +97,7 @@ class Site:
             self.workers = [self._add_process(stack, "worker", str(n)) for n in range(self._worker_count)]
             self.tend()
             host = self._add_host("receivers")
-            self.receivers = [stack.enter_context(FailingReceiver(host, *each)) for each in self._answers]
+            self.receivers = [stack.enter_context(build(host)) for build in self._receivers]
             self.registered = Registered(self.api, self.receivers)
             self._stack = stack.pop_all()
         return self
