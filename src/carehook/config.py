@@ -35,6 +35,13 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="The address that the API listens on.")
     port: int = Field(8080, ge=0, le=65535, description="The port that the API listens on; 0 takes a free one.")
+    worker_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="The port on which a `carehook worker` answers `/healthz`, `/readyz` and `/metrics`, and the next "
+        "ones for its further processes; none by default.",
+    )
     database_url: SecretStr | None = Field(
         None, description="`postgresql://…` or `sqlite:///…`; the embedded database in the home folder by default."
     )
@@ -60,6 +67,13 @@ class Settings(BaseSettings):
     concurrency: int = Field(512, ge=1, le=10_000, description="Requests in flight at most, for a worker.")
     endpoint_concurrency: int = Field(
         64, ge=1, le=1_000, description="Requests in flight at most to one endpoint, for a worker."
+    )
+    drain_notice: float = Field(
+        2,
+        ge=0,
+        le=300,
+        description="Seconds after SIGTERM in which `/readyz` says 503 while requests are still taken, so that load "
+        "balancers turn away first.",
     )
     log_level: LogLevel = Field(
         "info", description="What is logged: `debug`, `info` (a line an attempt), `warning` or `error`."

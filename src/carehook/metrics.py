@@ -52,6 +52,25 @@ class Metrics:
         )
 
     def render(self, backlog: Backlog | None, now: datetime) -> bytes:
+        self._circuits_open = Gauge(
+            "carehook_circuits_open",
+            "Active endpoints whose circuit is open, since they keep failing.",
+            registry=self._backlog_registry,
+        )
+        self._endpoints_disabled = Gauge(
+            "carehook_endpoints_disabled", "Endpoints that Carehook disabled.", registry=self._backlog_registry
+        )
+
+    def count_attempts(self, attempts: Iterable[tuple[str, float, float]]) -> None:
+        """Count attempts, each with its outcome, how long it took, and the seconds since its event was accepted."""
+        outcomes: PythonCounter[str] = PythonCounter()
+        for outcome, duration, since_accepted in attempts:
+            outcomes[outcome] += 1
+            self.attempt_seconds.observe(duration)
+            if outcome == "succeeded":
+                self.delivery_seconds.observe(since_accepted)
+        for outcome, count in outcomes.items():
+            self.attempts.labels(outcome).inc(count)
         """Everything in Prometheus' text format, with the backlog as it is now; None while the store is away."""
         self._store_up.set(backlog is not None)
         counted = generate_latest(self.registry)
@@ -66,3 +85,5 @@ class Metrics:
         self._deliveries.labels("held").set(backlog.held)
         due_at = backlog.oldest_due_at
         self._oldest_due.set(max(0.0, (now - due_at).total_seconds()) if due_at else 0.0)
+        self._circuits_open.set(backlog.circuits_open)
+        self._endpoints_disabled.set(backlog.endpoints_disabled)

@@ -83,6 +83,7 @@ class Installation:
         self.environment: Mapping[str, str] = {
             "CAREHOOK_HOME": str(self.home),
             "CAREHOOK_PORT": "0",
+            "CAREHOOK_DRAIN_NOTICE": "0",
             "CAREHOOK_ALLOW_HTTP": "true",
             "CAREHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
             **settings,

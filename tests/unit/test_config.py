@@ -30,6 +30,8 @@ def test_the_defaults() -> None:
     assert settings.home == Path("carehook-data")
     assert settings.port == 8080
     assert settings.host == "127.0.0.1"
+    assert settings.worker_port is None
+    assert settings.drain_notice == 2
     assert (settings.database_url, settings.queue_url, settings.encryption_key, settings.ca_file) == (None,) * 4
     assert settings.allowed_networks == ()
     assert settings.allow_http is False
@@ -40,6 +42,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "HOME": ("/srv/carehook", Path("/srv/carehook")),
     "HOST": ("0.0.0.0", "0.0.0.0"),
     "PORT": ("0", 0),
+    "WORKER_PORT": ("9000", 9000),
     "DATABASE_URL": ("postgresql://u:p@host/db", "postgresql://u:p@host/db"),
     "QUEUE_URL": ("nats://u:p@host:4222", "nats://u:p@host:4222"),
     "ENCRYPTION_KEY": ("a2V5", "a2V5"),
@@ -49,6 +52,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "RETRY_SCHEDULE": ("0.5, 60", (0.5, 60.0)),
     "CONCURRENCY": ("10", 10),
     "ENDPOINT_CONCURRENCY": ("2", 2),
+    "DRAIN_NOTICE": ("0.5", 0.5),
     "LOG_LEVEL": ("debug", "debug"),
 }
 
@@ -75,6 +79,9 @@ def test_what_is_given_in_code_goes_before_the_environment(monkeypatch: pytest.M
         ("PORT", "http"),
         ("PORT", "65536"),
         ("PORT", "tcp://10.0.0.1:8080"),
+        ("WORKER_PORT", "65536"),
+        ("DRAIN_NOTICE", "-1"),
+        ("DRAIN_NOTICE", "nan"),
         ("ALLOW_HTTP", "perhaps"),
         ("ALLOWED_NETWORKS", "10.0.0.1/8"),
         ("ALLOWED_NETWORKS", "internal"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -43,9 +44,18 @@ def test_without_the_store_there_is_no_backlog_but_all_that_was_counted() -> Non
     assert unknown["carehook_attempts_total", "failed"] == 1
     assert {name for name, _ in known.keys() - unknown.keys()} == {
         "carehook_backlog_deliveries",
+        "carehook_circuits_open",
+        "carehook_endpoints_disabled",
         "carehook_oldest_due_seconds",
     }
     assert read(metrics)["carehook_store_up", ""] == 1
+
+
+def test_what_keeps_deliveries_is_counted_as_it_is_now() -> None:
+    metrics = Metrics()
+    read(metrics, dataclasses.replace(EMPTY, circuits_open=5, endpoints_disabled=5))
+    samples = read(metrics, dataclasses.replace(EMPTY, circuits_open=2, endpoints_disabled=1))
+    assert (samples["carehook_circuits_open", ""], samples["carehook_endpoints_disabled", ""]) == (2, 1)
 
 
 def test_what_is_due_later_has_no_age() -> None:

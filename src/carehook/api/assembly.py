@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 from carehook import __version__
 from carehook.api import (
@@ -39,6 +39,7 @@ _ROUTERS = (
     care.members,
     event_types.router,
     probes.router,
+    probes.document,
 )
 
 
@@ -51,6 +52,15 @@ class _Api(FastAPI):
 
 def build_api(application: Application, is_draining: Callable[[], bool] = lambda: False) -> FastAPI:
     """The ASGI application. `is_draining` says that the process is shutting down, so that it is no longer ready."""
+    return _assemble(application, is_draining, _ROUTERS)
+
+
+def build_probes(application: Application, is_draining: Callable[[], bool] = lambda: False) -> FastAPI:
+    """The probes and metrics alone, for a worker that serves nothing else."""
+    return _assemble(application, is_draining, (probes.router,))
+
+
+def _assemble(application: Application, is_draining: Callable[[], bool], routers: Sequence[APIRouter]) -> FastAPI:
     api = _Api(
         title="Carehook",
         version=__version__,
@@ -66,7 +76,7 @@ def build_api(application: Application, is_draining: Callable[[], bool] = lambda
     )
     api.state.application = application
     api.state.is_draining = is_draining
-    for router in _ROUTERS:
+    for router in routers:
         # Not `include_router`, which wraps every route once more: one flat list is what is matched and what is tested.
         api.router.routes.extend(router.routes)
     refuse_with_problems(api)

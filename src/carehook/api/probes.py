@@ -19,6 +19,7 @@ from carehook.events import FieldError
 from carehook.ledger.port import LedgerUnavailable
 
 router = build_router(PublicRoute, "Operation")
+document = build_router(PublicRoute, "Operation")
 
 _log = structlog.get_logger("carehook.api")
 
@@ -79,7 +80,7 @@ async def get_metrics(carehook: Carehook) -> Response:
     return Response(carehook.metrics.render(backlog, carehook.clock()), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
-@router.get("/openapi.json", response_class=Response, responses={200: {"content": {"application/json": {}}}})
+@document.get("/openapi.json", response_class=Response, responses={200: {"content": {"application/json": {}}}})
 async def get_openapi(request: Request) -> Response:
     """Show this document."""
     return Response(orjson.dumps(request.app.openapi()), media_type="application/json")

@@ -2,8 +2,10 @@
 
 Laws:
 - The port is taken first and the store opened second; what cannot start has started nothing.
-- The first signal drains: readiness turns 503, listeners close, nothing more is claimed; requests in flight, of clients
-  and to endpoints, end, and leases of what was not begun are given back. A second signal ends the process at once.
+- The first signal drains: readiness turns 503 and nothing more is claimed; listeners close, after a notice to load
+  balancers where it is SIGTERM; requests in flight, of clients and to endpoints, end, and leases of what was not begun
+  are given back. A second signal ends the process at once.
+- A worker alone answers probes until it is done.
 - Should one part fail, the others are drained and the process fails: a service that is half there is not kept.
 """
 
@@ -60,7 +62,8 @@ def serve_until_stopped(
     parts: Parts, host: str | None = None, port: int | None = None, *, as_json: bool = False
 ) -> None:
     """Run the parts until a signal, then drain. Raises what kept it from starting, or what a part failed of."""
-    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    own_port = "port" if parts.api else "worker_port"
+    given = {name: value for name, value in (("host", host), (own_port, port)) if value is not None}
     settings = load_settings(**given)
     log_to_stderr(settings.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -68,24 +71,33 @@ def serve_until_stopped(
 
 
 async def _serve(settings: Settings, parts: Parts, *, as_json: bool) -> None:
-    listener = take_port(settings.host, settings.port) if parts.api else None
+    listener = _take_port_of(parts, settings)
     with contextlib.closing(listener) if listener else contextlib.nullcontext():
         async with open_carehook(settings, create=parts.api and parts.worker) as carehook:
-            with Draining(until_stdin_closes=parts.until_stdin_closes) as draining:
+            with Draining(settings.drain_notice, until_stdin_closes=parts.until_stdin_closes) as draining:
                 await _run(carehook, parts, draining, listener, as_json=as_json)
+
+
+def _take_port_of(parts: Parts, settings: Settings) -> socket.socket | None:
+    if parts.api:
+        return take_port(settings.host, settings.port)
+    if settings.worker_port is None:
+        return None
+    return take_port(settings.host, settings.worker_port, "CAREHOOK_WORKER_PORT")
 
 
 async def _run(
     carehook: Application, parts: Parts, draining: Draining, listener: socket.socket | None, *, as_json: bool
 ) -> None:
     async with _together(draining) as start:
-        if listener is not None:
-            server = _build_server(carehook, draining)
+        server = None if listener is None else _build_server(carehook, parts, draining)
+        if listener is not None and server is not None:
             start(server.serve(sockets=[listener]))
+        if parts.api:
             start(_end_with(draining, server))
             start(_keep_house(carehook, draining))
         if parts.worker:
-            start(carehook.worker.run())
+            start(_work(carehook, None if parts.api else server))
             start(_stop_with(draining, carehook))
         _spare_the_collector()
         await _announce(carehook, parts, listener, as_json=as_json)
@@ -133,12 +145,13 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _build_server(carehook: Application, draining: Draining) -> _Server:
-    from carehook.api import build_api
+def _build_server(carehook: Application, parts: Parts, draining: Draining) -> _Server:
+    from carehook.api import build_api, build_probes
 
+    build = build_api if parts.api else build_probes
     return _Server(
         uvicorn.Config(
-            build_api(carehook, is_draining=draining.has_begun),
+            build(carehook, is_draining=draining.has_begun),
             access_log=False,
             log_config=None,
             lifespan="off",
@@ -150,9 +163,21 @@ def _build_server(carehook: Application, draining: Draining) -> _Server:
     )
 
 
-async def _end_with(draining: Draining, server: _Server) -> None:
-    await draining.wait()
-    server.should_exit = True
+async def _end_with(draining: Draining, server: _Server | None) -> None:
+    await draining.wait_for_notice()
+    _end(server)
+
+
+async def _work(carehook: Application, probes: _Server | None) -> None:
+    try:
+        await carehook.worker.run()
+    finally:
+        _end(probes)
+
+
+def _end(server: _Server | None) -> None:
+    if server is not None:
+        server.should_exit = True
 
 
 async def _stop_with(draining: Draining, carehook: Application) -> None:
@@ -172,10 +197,10 @@ async def _keep_house(carehook: Application, draining: Draining) -> None:
 
 async def _announce(carehook: Application, parts: Parts, listener: socket.socket | None, *, as_json: bool) -> None:
     """Say what runs and where, and show the first operator token if there was none."""
-    if listener is None:
-        _log.info("worker_started", version=__version__, pid=os.getpid())
+    url = describe_url(listener) if listener else None
+    if not parts.api:
+        _log.info("worker_started", version=__version__, pid=os.getpid(), probes=url)
         return
-    url = describe_url(listener)
     _log.info("service_started", version=__version__, url=url, pid=os.getpid(), delivers=parts.worker)
     first = await carehook.tokens.create_first_operator() if parts.worker else None
     token = first.secret.get_secret_value() if first else None
@@ -189,16 +214,20 @@ async def _announce(carehook: Application, parts: Parts, listener: socket.socket
     sys.stdout.flush()
 
 
-def take_port(host: str, port: int) -> socket.socket:
-    """A socket that listens there; connections wait until they are served. Raises `StartupError` where it cannot."""
+def take_port(host: str, port: int, setting: str = "CAREHOOK_PORT") -> socket.socket:
+    """A socket that listens there; connections wait until they are served.
+
+    Raises `StartupError`, which names the `setting` that the port is from, where it cannot.
+    """
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        # Of a name that is unknown the number is negative; of the rest Python's text repeats the address.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else (error.strerror or str(error))
         raise StartupError(
-            f"it cannot listen on {shown}: {reason}. Choose another with CAREHOOK_HOST and CAREHOOK_PORT."
+            f"it cannot listen on {shown}: {reason.lower()}. Choose another with CAREHOOK_HOST and {setting}."
         ) from None
 
 
@@ -209,10 +238,15 @@ def describe_url(listener: socket.socket) -> str:
 
 
 class Draining:
-    """Whether the process is on its way out. Within its block signals begin that."""
+    """Whether the process is on its way out. Within its block signals begin that.
 
-    def __init__(self, *, until_stdin_closes: bool = False) -> None:
+    `notice` is for how many seconds load balancers are told before listeners close, where SIGTERM began it.
+    """
+
+    def __init__(self, notice: float = 0, *, until_stdin_closes: bool = False) -> None:
         self._begun = asyncio.Event()
+        self._notice = notice
+        self._is_announced = False
         self._until_stdin_closes = until_stdin_closes
         self._watch: asyncio.Task[None] | None = None
 
@@ -229,6 +263,12 @@ class Draining:
     async def wait(self) -> None:
         """Return when it has begun."""
         await self._begun.wait()
+
+    async def wait_for_notice(self) -> None:
+        """Return when it has begun and load balancers have had time to see it."""
+        await self._begun.wait()
+        if self._is_announced:
+            await asyncio.sleep(self._notice)
 
     def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -249,6 +289,8 @@ class Draining:
 
     def _hear(self, number: signal.Signals) -> None:
         if not self.has_begun():
+            # A person at a terminal has no load balancer, and whoever closes our input waits for us.
+            self._is_announced = number is signal.SIGTERM
             self.begin()
             return
         asyncio.get_running_loop().remove_signal_handler(number)

@@ -69,6 +69,7 @@ def start_service(home: Path) -> Iterator[Service]:
         "CAREHOOK_ALLOW_HTTP": "true",
         "CAREHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
         "CAREHOOK_RETRY_SCHEDULE": "1,1",
+        "CAREHOOK_DRAIN_NOTICE": "0",
     }
     log = home / "carehook.log"
     command = [*_COMMAND, "serve", "--json", "--until-stdin-closes"]
