@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from threading import Lock
 from typing import Any, BinaryIO, Final
@@ -69,8 +69,37 @@ def configure_logs(level: str, stream: BinaryIO, *, for_people: bool = False, co
     logging.basicConfig(handlers=[_ToStructlog()], level=least, force=True)
 
 
+def log_all(name: str, event: str, lines: Iterable[dict[str, Any]]) -> None:
+    """Log an event once for each of `lines`, the fields of one each, at the level info and in one write.
+
+    Each line is what `structlog.get_logger(name).info(event, **fields)` would make of it, by the same processors.
+    """
+    if not structlog.get_logger(name).bind().is_enabled_for(logging.INFO):
+        return
+    config = structlog.get_config()
+    logger = config["logger_factory"](name)
+    rendered = [_render("info", {"event": event, **fields}, logger, config["processors"]) for fields in lines]
+    shown = [line for line in rendered if line is not None]
+    if isinstance(logger, _LineLogger):
+        logger.write(shown)
+        return
+    for line in shown:
+        logger.info(line)
+
+
+def _render(method: str, event: EventDict, logger: Any, processors: Iterable[Processor]) -> Any:
+    """What the processors make of one line, None where one of them drops it."""
+    line: Any = event
+    try:
+        for process in processors:
+            line = process(logger, method, line)
+    except structlog.DropEvent:
+        return None
+    return line
+
+
 class _LineLogger:
-    """Writes what was rendered, a line at a time."""
+    """Writes what was rendered, a line at a time or many at once."""
 
     def __init__(self, name: str, stream: BinaryIO, lock: Lock) -> None:
         self.name = name
@@ -79,10 +108,14 @@ class _LineLogger:
 
     def msg(self, message: str | bytes) -> None:
         """Write one line; one that cannot be written is given up."""
-        line = (message if isinstance(message, bytes) else message.encode("utf-8", "backslashreplace")) + b"\n"
+        self.write([message])
+
+    def write(self, messages: Iterable[str | bytes]) -> None:
+        """Write many lines at once; what cannot be written is given up."""
+        lines = [each if isinstance(each, bytes) else each.encode("utf-8", "backslashreplace") for each in messages]
         try:
             with self._lock:
-                self._stream.write(line)
+                self._stream.write(b"".join([line + b"\n" for line in lines]))
                 self._stream.flush()
         except (OSError, ValueError):  # a full disk, a closed pipe, a closed file
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter as PythonCounter
+from collections.abc import Iterable
 from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -50,8 +52,6 @@ class Metrics:
             "For how long the oldest due delivery has been due; 0 when none is.",
             registry=self._backlog_registry,
         )
-
-    def render(self, backlog: Backlog | None, now: datetime) -> bytes:
         self._circuits_open = Gauge(
             "carehook_circuits_open",
             "Active endpoints whose circuit is open, since they keep failing.",
@@ -71,6 +71,8 @@ class Metrics:
                 self.delivery_seconds.observe(since_accepted)
         for outcome, count in outcomes.items():
             self.attempts.labels(outcome).inc(count)
+
+    def render(self, backlog: Backlog | None, now: datetime) -> bytes:
         """Everything in Prometheus' text format, with the backlog as it is now; None while the store is away."""
         self._store_up.set(backlog is not None)
         counted = generate_latest(self.registry)
@@ -83,7 +85,7 @@ class Metrics:
         self._deliveries.labels("waiting").set(backlog.waiting)
         self._deliveries.labels("in_flight").set(backlog.in_flight)
         self._deliveries.labels("held").set(backlog.held)
-        due_at = backlog.oldest_due_at
-        self._oldest_due.set(max(0.0, (now - due_at).total_seconds()) if due_at else 0.0)
         self._circuits_open.set(backlog.circuits_open)
         self._endpoints_disabled.set(backlog.endpoints_disabled)
+        due_at = backlog.oldest_due_at
+        self._oldest_due.set(max(0.0, (now - due_at).total_seconds()) if due_at else 0.0)

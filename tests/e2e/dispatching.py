@@ -15,6 +15,7 @@ from typing import Any
 
 from carehook.application import Application
 from carehook.bootstrap import make_home, open_carehook, open_database
+from carehook.clock import utc_now
 from carehook.config import Settings
 from carehook.directory.endpoints import EndpointWithSecrets, NewEndpoint
 from carehook.directory.organizations import NewOrganization
@@ -64,7 +65,8 @@ class GatedReceiver(Receiver):
         self.status = status
         self.waiting = 0
         self.most_at_once = 0
-        self._gate = asyncio.Event()
+        self._is_open = False
+        self._gate = asyncio.Semaphore(0)
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -72,15 +74,23 @@ class GatedReceiver(Receiver):
             self.waiting += 1
             self.most_at_once = max(self.most_at_once, self.waiting)
             try:
-                await self._gate.wait()
+                await self._gate.acquire()
             finally:
                 self.waiting -= 1
+            if self._is_open:
+                self._gate.release()
             writer.write(b"HTTP/1.1 %d Answer\r\ncontent-length: 0\r\n\r\n" % self.status)
             await writer.drain()
 
     def open(self) -> None:
         """Answer all that wait and all that come."""
-        self._loop.call_soon_threadsafe(self._gate.set)
+        self._is_open = True
+        self.let_through(1)
+
+    def let_through(self, count: int) -> None:
+        """Answer so many of those that wait or come, and hold the rest."""
+        for _ in range(count):
+            self._loop.call_soon_threadsafe(self._gate.release)
 
 
 class WatchedQueue:
@@ -105,14 +115,12 @@ class WatchedQueue:
             raise OSError("the database is gone")
 
     async def claim(
-        self, limit: int, *, per_endpoint: int, passing_over: Collection[str], now: datetime, lease: timedelta
+        self, limit: int, *, room: Callable[[str], int], now: datetime, lease: timedelta
     ) -> Sequence[ClaimedDelivery]:
         self.claims += 1
         await self.may_claim.wait()
         self._fail_if_broken()
-        claimed = await self._queue.claim(
-            limit, per_endpoint=per_endpoint, passing_over=passing_over, now=now, lease=lease
-        )
+        claimed = await self._queue.claim(limit, room=room, now=now, lease=lease)
         self.claimed += [each.id for each in claimed]
         return claimed
 
@@ -130,8 +138,8 @@ class WatchedQueue:
     async def recover_lost(self, now: datetime) -> int:
         return await self._queue.recover_lost(now)
 
-    def wake(self) -> None:
-        self._queue.wake()
+    def wake(self, endpoint_ids: Collection[str] = ()) -> None:
+        self._queue.wake(endpoint_ids)
 
     async def wait(self, *, at_most: timedelta) -> None:
         await self._queue.wait(at_most=at_most)
@@ -239,8 +247,7 @@ def make_settings(home: Path, **fields: Any) -> Settings:
 @asynccontextmanager
 async def open_platform(settings: Settings, clock: Callable[[], datetime] | None = None) -> AsyncIterator[Platform]:
     """Carehook with one organization; nothing works yet."""
-    options = {} if clock is None else {"clock": clock}
-    async with open_carehook(settings, create=True, **options) as application:
+    async with open_carehook(settings, create=True, clock=clock or utc_now) as application:
         organization = await application.organizations.create(NewOrganization(name="Example Hospital"))
         yield Platform(application, organization.id)
 
@@ -282,9 +289,9 @@ async def open_worker(
     sender = GuardedSender(rules, timeout=request_limit)
     keyring = load_keyring(make_home(settings), settings.encryption_key)
     tokens = AccessTokens(sender, asyncio.get_running_loop().time)
-    deliverer = Deliverer(sender, tokens, keyring, settings.retry_schedule, Metrics(), clock, attempt_limit)
+    deliverer = Deliverer(sender, tokens, keyring, settings.retry_schedule, clock, attempt_limit)
     async with open_queue(settings) as queue:
         try:
-            yield Worker(wrap(queue), deliverer, limits, clock)
+            yield Worker(wrap(queue), deliverer, limits, Metrics(), clock)
         finally:
             await sender.close()

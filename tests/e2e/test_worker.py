@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from carehook.dispatch import worker as worker_module
+from carehook.dispatch.window import START
 from carehook.dispatch.worker import POLL
 from carehook.ledger.records import AttemptOutcome
 from carehook.ledger.states import DeliveryState, EndpointStatus
@@ -73,52 +74,58 @@ async def test_an_endpoint_that_fails_at_once_with_a_long_backlog_does_not_starv
 # Limits.
 
 
-async def test_requests_in_flight_reach_both_limits_and_never_pass_them(tmp_path: Path) -> None:
-    settings = make_settings(tmp_path, concurrency=10, endpoint_concurrency=4)
-    with GatedReceiver() as first, GatedReceiver() as second, GatedReceiver() as third:
+async def test_an_endpoint_reaches_its_limit_and_never_passes_it(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, concurrency=64, endpoint_concurrency=12)
+    with GatedReceiver() as receiver:
         async with open_platform(settings) as platform:
-            for receiver in (first, second, third):
+            await platform.register(receiver)
+            await platform.publish(200)
+            async with open_worker(settings) as worker, running(worker):
+                await wait_for_waiting(receiver, START)
+                receiver.let_through(START)
+                # Each answer lets one more begin, until there are as many as may be.
+                await wait_for_waiting(receiver, 12)
+                receiver.open()
+                await platform.wait_for(DeliveryState.SUCCEEDED, 200)
+    assert receiver.most_at_once == 12
+    assert len(receiver.requests) == 200
+
+
+async def test_endpoints_together_never_pass_the_limit_of_the_worker(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, concurrency=6, endpoint_concurrency=4)
+    with ExitStack() as stack:
+        receivers = [stack.enter_context(GatedReceiver()) for _ in range(9)]
+        async with open_platform(settings) as platform:
+            for receiver in receivers:
                 await platform.register(receiver)
-            await platform.publish(60)
+            await platform.publish(20)
             async with open_worker(settings) as worker, running(worker):
 
                 async def full() -> bool:
-                    return first.waiting + second.waiting + third.waiting >= 10
+                    return sum(receiver.waiting for receiver in receivers) >= 6
 
-                await eventually(full, "10 requests at once")
-                first.open()
-                await first.wait_for_requests(60)
-                # With the first out of the way the limit of each of the others holds.
-                await wait_for_waiting(second, 4)
-                await wait_for_waiting(third, 4)
-                second.open()
-                third.open()
+                await eventually(full, "6 requests at once")
+                await asyncio.sleep(2 * POLL.total_seconds())
+                assert sum(receiver.waiting for receiver in receivers) == 6
+                for receiver in receivers:
+                    receiver.open()
                 await platform.wait_for(DeliveryState.SUCCEEDED, 180)
-    for receiver in (first, second, third):
-        assert receiver.most_at_once <= 4
-        assert len(receiver.requests) == 60
-    assert second.most_at_once == third.most_at_once == 4
+    assert [len(receiver.requests) for receiver in receivers] == [20] * 9
 
 
-async def test_no_more_is_claimed_than_can_be_in_flight_soon(tmp_path: Path) -> None:
-    settings, watch = make_settings(tmp_path, concurrency=6, endpoint_concurrency=4), Watch()
-    with GatedReceiver() as first, GatedReceiver() as second:
+async def test_of_an_endpoint_that_has_not_answered_nothing_is_claimed_ahead(tmp_path: Path) -> None:
+    settings, watch = make_settings(tmp_path), Watch()
+    with GatedReceiver() as receiver:
         async with open_platform(settings) as platform:
-            await platform.register(first)
-            await platform.register(second)
+            await platform.register(receiver)
             await platform.publish(100)
             async with open_worker(settings, wrap=watch) as worker, running(worker):
-
-                async def full() -> bool:
-                    return first.waiting + second.waiting == 6 and len(watch.queue.claimed) >= 12
-
-                await eventually(full, "6 requests at once, and 6 claimed ahead")
+                await wait_for_waiting(receiver, START)
                 await asyncio.sleep(2 * POLL.total_seconds())
-                assert len(watch.queue.claimed) == 12
-                for receiver in (first, second):
-                    receiver.open()
-                await platform.wait_for(DeliveryState.SUCCEEDED, 200)
-    assert len(watch.queue.claimed) == len(set(watch.queue.claimed)) == 200
+                assert len(watch.queue.claimed) == START
+                receiver.open()
+                await platform.wait_for(DeliveryState.SUCCEEDED, 100)
+    assert len(watch.queue.claimed) == len(set(watch.queue.claimed)) == 100
 
 
 # Effort.
@@ -136,12 +143,12 @@ async def test_a_worker_with_nothing_to_do_asks_the_store_seldom(tmp_path: Path,
                 receiver.status = 500
                 receiver.open()
             if kind != "empty":
-                await platform.publish(20)
+                await platform.publish(5)
             async with open_worker(settings, wrap=watch) as worker, running(worker):
                 if kind == "saturated":
                     await wait_for_waiting(receiver, 2)
                 if kind == "due later":
-                    await receiver.wait_for_requests(20)
+                    await receiver.wait_for_requests(5)
                 await asyncio.sleep(POLL.total_seconds())
                 before = watch.queue.claims
                 await asyncio.sleep(4 * POLL.total_seconds())
@@ -201,7 +208,7 @@ async def test_a_backlog_is_worked_off_without_a_poll_whatever_the_limits(
 
 
 async def test_a_long_backlog_stays_in_the_store(tmp_path: Path) -> None:
-    settings, watch = make_settings(tmp_path, concurrency=16, endpoint_concurrency=16), Watch()
+    settings, watch = make_settings(tmp_path, concurrency=100, endpoint_concurrency=16), Watch()
     with GatedReceiver() as receiver:
         async with open_platform(settings) as platform:
             await platform.register(receiver)
@@ -212,18 +219,19 @@ async def test_a_long_backlog_stays_in_the_store(tmp_path: Path) -> None:
                 tracemalloc.start()
                 try:
                     async with running(worker):
+                        receiver.let_through(20)
                         await wait_for_waiting(receiver, 16)
                         gc.collect()
                         used, _ = tracemalloc.get_traced_memory()
                 finally:
                     tracemalloc.stop()
-    assert len(watch.queue.claimed) == 32
+    assert 36 <= len(watch.queue.claimed) <= 52, "20 answered, 16 in flight, and at most as many claimed ahead"
     # All 20,000 with their bodies would be ten times that.
     assert used < 3_000_000
 
 
 async def test_a_worker_leaves_no_task_behind(tmp_path: Path) -> None:
-    settings = make_settings(tmp_path, concurrency=8, endpoint_concurrency=4)
+    settings = make_settings(tmp_path, concurrency=32, endpoint_concurrency=4)
     with RecordingReceiver() as receiver, GatedReceiver() as hanging:
         async with open_platform(settings) as platform:
             await platform.register(receiver)

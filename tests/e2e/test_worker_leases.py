@@ -17,7 +17,7 @@ from carehook.directory.endpoints import EndpointChanges
 from carehook.dispatch.delivery import STOPPED
 from carehook.dispatch.worker import LEASE
 from carehook.insights import DeliveryDetailView
-from carehook.ledger.queue_sql import LOST_LEASE
+from carehook.ledger.finishing_sql import LOST_LEASE
 from carehook.ledger.records import AttemptOutcome
 from carehook.ledger.states import DeliveryState
 from tests.e2e.dispatching import (
@@ -67,7 +67,7 @@ def check_numbers(deliveries: Sequence[DeliveryDetailView]) -> None:
 async def abandon_claims(settings: Settings, clock: StandingClock, limit: int) -> int:
     """Claim as a worker that then dies; how many deliveries."""
     async with open_queue(settings) as queue:
-        claimed = await queue.claim(limit, per_endpoint=limit, passing_over=(), now=clock(), lease=LEASE)
+        claimed = await queue.claim(limit, room=lambda _: limit, now=clock(), lease=LEASE)
     return len(claimed)
 
 

@@ -2,7 +2,8 @@
 
 No transaction is open here, and nothing here raises: a bug of ours becomes an interrupted attempt, which costs the
 receiver no retry and its neighbours nothing. An attempt ends within `ATTEMPT_LIMIT`, however many requests its
-authentication makes of it, so that its result comes before its lease is over.
+authentication makes of it, so that its result comes before its lease is over; the sender's own time limit, for one
+request, is shorter.
 """
 
 from __future__ import annotations
@@ -21,14 +22,12 @@ from carehook.directory.authentication.flow import Answer, AuthenticationFlow, S
 from carehook.dispatch.access_tokens import AccessTokens
 from carehook.dispatch.credentials import CredentialsCache
 from carehook.dispatch.request import Credentials, build_request
-from carehook.dispatch.retry import Decision, decide
+from carehook.dispatch.retry import decide
 from carehook.dispatch.sender import Sender
 from carehook.exchange import Blocked, Interrupted, Outcome, Request, Responded, Unreachable
 from carehook.ids import ATTEMPT, new_id
 from carehook.keyring import Keyring, KeyringError
 from carehook.ledger.records import Attempt, AttemptOutcome, ClaimedDelivery, FinishedAttempt
-from carehook.ledger.states import Transition
-from carehook.metrics import Metrics
 
 ATTEMPT_LIMIT: Final = timedelta(seconds=20)
 """How long an attempt may take: one request, or several where a token must be fetched first or anew."""
@@ -47,7 +46,6 @@ class Deliverer:
         tokens: AccessTokens,
         keyring: Keyring,
         schedule: Sequence[float],
-        metrics: Metrics,
         clock: Clock,
         attempt_limit: timedelta = ATTEMPT_LIMIT,
     ) -> None:
@@ -56,17 +54,15 @@ class Deliverer:
         self._keyring = keyring
         self._credentials = CredentialsCache(keyring)
         self._schedule = schedule
-        self._metrics = metrics
         self._clock = clock
         self._attempt_limit = attempt_limit.total_seconds()
 
-    async def deliver_one(self, delivery: ClaimedDelivery) -> FinishedAttempt:
-        """Attempt a claimed delivery: one exchange and what follows from it."""
-        started_at = self._clock()
+    async def deliver_one(self, delivery: ClaimedDelivery, started_at: datetime) -> FinishedAttempt:
+        """Attempt a claimed delivery now, at `started_at`: one exchange and what follows from it."""
         begun = time.perf_counter()
         try:
             credentials = self._credentials.get(delivery.endpoint)
-            outcome = await self._exchange_in_time(build_request(delivery, credentials, started_at), credentials)
+            outcome = await self._exchange(build_request(delivery, credentials, started_at), credentials)
         except KeyringError as error:
             outcome = Interrupted(f"the endpoint's secrets cannot be used: {error}")
         except Exception as error:
@@ -79,26 +75,32 @@ class Deliverer:
         duration = (self._clock() - started_at).total_seconds()
         return self._conclude(delivery, Interrupted(STOPPED), started_at, max(0.0, duration))
 
-    async def _exchange_in_time(self, request: Request, credentials: Credentials) -> Outcome:
-        try:
-            async with asyncio.timeout(self._attempt_limit):
-                return await self._exchange(request, credentials)
-        except TimeoutError:
-            return Unreachable(f"no complete response within {self._attempt_limit:g} s, authentication included")
-
     async def _exchange(self, request: Request, credentials: Credentials) -> Outcome:
         """Drive the authentication's flow; the last answer of the endpoint, or what kept us from it, is the outcome."""
+        deadline = asyncio.get_running_loop().time() + self._attempt_limit
         flow = credentials.authentication.authenticate(request)
-        outcome: Outcome = Interrupted("the authentication sent nothing")
         step = next(flow, None)
-        while step is not None:
-            answer = await (self._sender.send(step) if isinstance(step, Request) else self._tokens.get(step))
-            if isinstance(answer, Unreachable | Blocked | Interrupted):
-                return answer
-            if isinstance(answer, Responded):
-                outcome = answer
-            step = _advance(flow, answer)
-        return outcome
+        if not isinstance(step, Request):
+            return await self._go_on(flow, step, Interrupted("the authentication sent nothing"), deadline)
+        # Most flows are this one request. The sender ends it in time, and a timer more would cost as much as the rest.
+        outcome = await self._sender.send(step)
+        if not isinstance(outcome, Responded) or (step := _advance(flow, outcome)) is None:
+            return outcome
+        return await self._go_on(flow, step, outcome, deadline)
+
+    async def _go_on(self, flow: AuthenticationFlow, step: Step | None, outcome: Outcome, deadline: float) -> Outcome:
+        try:
+            async with asyncio.timeout_at(deadline):
+                while step is not None:
+                    answer = await (self._sender.send(step) if isinstance(step, Request) else self._tokens.get(step))
+                    if isinstance(answer, Unreachable | Blocked | Interrupted):
+                        return answer
+                    if isinstance(answer, Responded):
+                        outcome = answer
+                    step = _advance(flow, answer)
+                return outcome
+        except TimeoutError:
+            return Unreachable(f"no complete response within {self._attempt_limit:g} s, authentication included")
 
     def _conclude(
         self, delivery: ClaimedDelivery, outcome: Outcome, started_at: datetime, duration: float
@@ -123,7 +125,6 @@ class Deliverer:
             reason=describe(outcome),
             sealed_excerpt=self._seal_excerpt(delivery, outcome),
         )
-        self._observe(delivery, attempt, decision, now)
         return FinishedAttempt(
             delivery_id=delivery.id,
             endpoint_id=delivery.endpoint.id,
@@ -139,33 +140,6 @@ class Deliverer:
         if not isinstance(outcome, Responded) or outcome.is_success or not outcome.body:
             return None
         return self._keyring.seal(outcome.body, context=f"excerpt:{delivery.id}")
-
-    def _observe(self, delivery: ClaimedDelivery, attempt: Attempt, decision: Decision, now: datetime) -> None:
-        succeeded = decision.transition is Transition.SUCCEED
-        outcome = attempt.outcome.value
-        if attempt.outcome is AttemptOutcome.RESPONDED:
-            outcome = "succeeded" if succeeded else "failed"
-        self._metrics.attempts.labels(outcome).inc()
-        self._metrics.attempt_seconds.observe(attempt.duration)
-        since_accepted = (now - delivery.accepted_at).total_seconds()
-        if succeeded:
-            self._metrics.delivery_seconds.observe(since_accepted)
-        _log.info(
-            "attempt",
-            outcome=outcome,
-            status_code=attempt.status_code,
-            reason=attempt.reason,
-            duration_ms=round(attempt.duration * 1000, 1),
-            since_accepted_s=round(since_accepted, 3),
-            attempt=attempt.number,
-            next=decision.transition.value,
-            due_at=decision.due_at.isoformat() if decision.due_at else None,
-            delivery_id=delivery.id,
-            event_id=delivery.event_id,
-            event_type=delivery.event_type,
-            endpoint_id=delivery.endpoint.id,
-            organization_id=delivery.endpoint.organization_id,
-        )
 
 
 def _advance(flow: AuthenticationFlow, answer: Answer) -> Step | None:

@@ -1,12 +1,15 @@
 """The loop: claim what is due, deliver it, record what became of it.
 
 Laws:
-- An endpoint has at most `endpoint_concurrency` requests in flight and as many claimed ahead; the rest of its backlog
-  stays in the store, where it holds up nobody.
-- A result is recorded in a batch with others, and counts only under the lease it was claimed with. A store that cannot
-  record now is asked again for as long as the lease holds.
+- What may be in flight, and what is claimed ahead, is for `lanes` to say; the rest of a backlog stays in the store,
+  where it holds up nobody.
+- A result is recorded in a batch with others, and counts only under the lease it was claimed with (`recorder`).
+- Nothing is begun that could outlast its lease: what waited for too long is given back.
 - Stopping claims nothing more. What was claimed and not begun is given back at once; requests in flight may end, and
   those that do not in time are recorded as interrupted.
+
+There is no task for each delivery but one for each request in flight, which goes on with the next delivery as long as
+there is one.
 
 Leases and due times go by the wall clock. Where it jumps forward, what is in flight may be sent twice; where it jumps
 back, retries and the leases of a worker that died last longer by as much. Nothing is lost either way.
@@ -15,19 +18,22 @@ back, retries and the leases of a worker that died last longer by as much. Nothi
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
 
-from carehook.batching import Batcher
 from carehook.clock import Clock
 from carehook.dispatch.delivery import ATTEMPT_LIMIT, Deliverer
-from carehook.ledger.port import LedgerUnavailable, Queue
-from carehook.ledger.records import ClaimedDelivery, FinishedAttempt
+from carehook.dispatch.lanes import Lanes
+from carehook.dispatch.observation import Result
+from carehook.dispatch.recorder import Recorder, log_failure
+from carehook.ledger.port import Queue
+from carehook.ledger.records import AttemptOutcome, ClaimedDelivery, FinishedAttempt
+from carehook.metrics import Metrics
 
 LEASE: Final = timedelta(seconds=45)
 """For how long a claimed delivery is ours: a round of attempts that all take the whole time limit, then our own."""
@@ -39,14 +45,12 @@ DRAIN: Final = timedelta(seconds=25)
 """How long requests in flight are waited for at a stop: longer than any attempt may take."""
 
 LOST_LEASES_EVERY: Final = timedelta(seconds=5)
+GIVE_BACK_EVERY: Final = timedelta(seconds=1)
 
 _CLAIM_AT_MOST: Final = 500
 _PAUSE_AFTER_ERROR: Final = timedelta(seconds=1)
 
 _log = structlog.get_logger("carehook.worker")
-
-_Lease = tuple[str, int]
-"""A delivery's id and its lease's token: a delivery may be claimed anew while an older claim of it still waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,153 +67,124 @@ class Limits:
 class Worker:
     """Delivers what is due until it is stopped."""
 
-    def __init__(self, queue: Queue, deliverer: Deliverer, limits: Limits, clock: Clock) -> None:
+    def __init__(self, queue: Queue, deliverer: Deliverer, limits: Limits, metrics: Metrics, clock: Clock) -> None:
         self._queue = queue
         self._deliverer = deliverer
         self._limits = limits
         self._clock = clock
-        self._recorder: Batcher[FinishedAttempt, bool] = Batcher(self._record, _CLAIM_AT_MOST)
-        self._lanes: dict[str, asyncio.Semaphore] = {}
-        self._in_flight = asyncio.Semaphore(limits.concurrency)
-        # All that was claimed until it is recorded; of it, what was not begun and what is being sent.
-        self._tasks: dict[_Lease, asyncio.Task[None]] = {}
-        self._not_begun: dict[_Lease, ClaimedDelivery] = {}
-        self._sending: set[_Lease] = set()
-        # How much of that each endpoint has, until it is sent.
-        self._held: Counter[str] = Counter()
+        self._lanes = Lanes(limits.concurrency, limits.endpoint_concurrency)
         self._room = asyncio.Event()
+        self._recorder = Recorder(queue, metrics, clock, on_written=self._room.set)
+        self._senders: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
         """Work until `stop` is called, then drain. An error of the store is logged and waited out."""
-        recovering = asyncio.create_task(self._recover_lost_leases())
+        chores = [
+            asyncio.create_task(self._repeat(LOST_LEASES_EVERY, self._recover_lost_leases)),
+            asyncio.create_task(self._repeat(GIVE_BACK_EVERY, self._give_back_what_waits)),
+        ]
         try:
             while not self._stopping.is_set():
                 try:
                     await self._turn()
                 except Exception as error:
-                    _log_failure("claim_failed", error)
+                    log_failure("claim_failed", error)
                     await self._pause(_PAUSE_AFTER_ERROR)
         finally:
             self.stop()
             await self._drain()
-            await recovering
+            await asyncio.wait(chores)
 
     def stop(self) -> None:
         """Claim nothing more, and let `run` return when all is settled."""
         self._stopping.set()
+        self._lanes.close()
         self._room.set()
         self._queue.wake()
 
     async def _turn(self) -> None:
-        room = min(_CLAIM_AT_MOST, 2 * self._limits.concurrency - len(self._tasks))
-        if room <= 0:
-            self._room.clear()
+        self._room.clear()
+        places = 2 * self._limits.concurrency - self._lanes.held - self._recorder.held
+        if places <= 0:
             await self._room.wait()
             return
         claimed = await self._queue.claim(
-            room,
-            room=self._count_room,
-            now=self._clock(),
-            lease=self._limits.lease,
+            min(_CLAIM_AT_MOST, places), room=self._lanes.room, now=self._clock(), lease=self._limits.lease
         )
-        for delivery in claimed:
-            self._start(delivery)
+        self._lanes.add(claimed)
+        self._begin_all()
         if not claimed:
             await self._queue.wait(at_most=POLL)
 
-    def _count_room(self, endpoint_id: str) -> int:
-        return 2 * self._limits.endpoint_concurrency - self._held[endpoint_id]
+    def _begin_all(self) -> None:
+        """Begin all that may begin, each with a sender of its own."""
+        while (begun := self._begin()) is not None:
+            # An empty context: one sender serves many deliveries.
+            sender = asyncio.create_task(self._send(*begun), context=Context())
+            self._senders.add(sender)
+            sender.add_done_callback(self._senders.discard)
 
-    def _start(self, delivery: ClaimedDelivery) -> None:
-        endpoint_id = delivery.endpoint.id
-        self._held[endpoint_id] += 1
-        if endpoint_id not in self._lanes:
-            self._lanes[endpoint_id] = asyncio.Semaphore(self._limits.endpoint_concurrency)
-        lease = _identify_lease(delivery)
-        self._not_begun[lease] = delivery
-        self._tasks[lease] = asyncio.create_task(self._process(delivery))
-        self._tasks[lease].add_done_callback(lambda task: self._forget(lease, task))
+    def _begin(self) -> tuple[ClaimedDelivery, datetime] | None:
+        now = self._clock()
+        delivery = self._lanes.begin(now + self._limits.attempt)
+        return None if delivery is None else (delivery, now)
 
-    def _forget(self, lease: _Lease, task: asyncio.Task[None]) -> None:
-        del self._tasks[lease]
-        self._room.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
+    async def _send(self, delivery: ClaimedDelivery, started_at: datetime) -> None:
+        """Send a delivery, and then the next, for as long as there is one."""
+        begun: tuple[ClaimedDelivery, datetime] | None = (delivery, started_at)
+        while begun is not None:
+            await self._send_one(*begun)
+            begun = self._begin()
+            # An answer may have made room for more than the one that takes its place.
+            self._begin_all()
+
+    async def _send_one(self, delivery: ClaimedDelivery, started_at: datetime) -> None:
+        answered = None
+        try:
+            finished = await self._attempt(delivery, started_at)
+            answered = _ANSWERED[finished.attempt.outcome]
+            self._recorder.add(Result(delivery, finished))
+        except Exception as error:
             # The lease runs out, and the delivery is attempted again.
-            _log.error("delivery_failed_in_carehook", delivery_id=lease[0], exc_info=error)
-
-    async def _process(self, delivery: ClaimedDelivery) -> None:
-        endpoint_id = delivery.endpoint.id
-        try:
-            async with self._lanes[endpoint_id], self._in_flight:
-                finished = await self._attempt(delivery) if self._may_begin(delivery) else None
+            _log.error("delivery_failed_in_carehook", delivery_id=delivery.id, exc_info=error)
         finally:
-            self._release(endpoint_id)
-        if finished is not None:
-            await self._settle(finished, delivery)
-        elif not self._stopping.is_set():
-            await self._give_back([delivery])
+            self._end(delivery.endpoint.id, answered=answered)
 
-    def _may_begin(self, delivery: ClaimedDelivery) -> bool:
-        # One that waited so long behind others that its result might come too late to count is begun anew.
-        in_time = self._clock() + self._limits.attempt < delivery.lease_until
-        return in_time and not self._stopping.is_set()
-
-    async def _attempt(self, delivery: ClaimedDelivery) -> FinishedAttempt:
-        lease = _identify_lease(delivery)
-        del self._not_begun[lease]
-        self._sending.add(lease)
-        started_at = self._clock()
+    async def _attempt(self, delivery: ClaimedDelivery, started_at: datetime) -> FinishedAttempt:
         try:
-            return await self._deliverer.deliver_one(delivery)
+            return await self._deliverer.deliver_one(delivery, started_at)
         except asyncio.CancelledError:
             return self._deliverer.interrupt(delivery, started_at)
-        finally:
-            self._sending.discard(lease)
 
-    async def _settle(self, finished: FinishedAttempt, delivery: ClaimedDelivery) -> None:
-        while True:
-            try:
-                counted = await self._recorder.submit(finished)
-            except Exception as error:
-                _log_failure("result_not_recorded", error, delivery_id=delivery.id)
-                if self._stopping.is_set() or self._clock() >= delivery.lease_until:
-                    # The lease runs out, and the attempt is recorded as interrupted.
-                    return
-                await self._pause(_PAUSE_AFTER_ERROR)
-            else:
-                if not counted:
-                    _log.warning("result_came_after_its_lease", delivery_id=delivery.id)
-                return
-
-    def _release(self, endpoint_id: str) -> None:
-        self._held[endpoint_id] -= 1
-        if self._held[endpoint_id] == self._limits.endpoint_concurrency:
-            # It was passed over until now, though it may have more that is due.
+    def _end(self, endpoint_id: str, *, answered: bool | None) -> None:
+        self._room.set()
+        if self._lanes.end(endpoint_id, answered=answered):
             self._queue.wake([endpoint_id])
-        if not self._held[endpoint_id]:
-            del self._held[endpoint_id], self._lanes[endpoint_id]
 
-    async def _record(self, finished: Sequence[FinishedAttempt]) -> Sequence[bool]:
-        return await self._queue.finish(finished, self._clock())
+    async def _recover_lost_leases(self) -> None:
+        try:
+            if lost := await self._queue.recover_lost(self._clock()):
+                _log.warning("leases_lost", deliveries=lost)
+        except Exception as error:
+            log_failure("lost_leases_not_recovered", error)
+
+    async def _give_back_what_waits(self) -> None:
+        await self._give_back(self._lanes.withdraw(self._clock() + self._limits.attempt))
 
     async def _give_back(self, claimed: Sequence[ClaimedDelivery]) -> None:
-        for each in claimed:
-            del self._not_begun[_identify_lease(each)]
+        if not claimed:
+            return
         try:
             await self._queue.give_back(claimed)
         except Exception as error:
             # Their leases run out.
-            _log_failure("deliveries_not_given_back", error, deliveries=len(claimed))
+            log_failure("deliveries_not_given_back", error, deliveries=len(claimed))
 
-    async def _recover_lost_leases(self) -> None:
+    async def _repeat(self, every: timedelta, act: Callable[[], Awaitable[None]]) -> None:
         while not self._stopping.is_set():
-            try:
-                if lost := await self._queue.recover_lost(self._clock()):
-                    _log.warning("leases_lost", deliveries=lost)
-            except Exception as error:
-                _log_failure("lost_leases_not_recovered", error)
-            await self._pause(LOST_LEASES_EVERY)
+            await act()
+            await self._pause(every)
 
     async def _pause(self, duration: timedelta) -> None:
         try:
@@ -218,24 +193,20 @@ class Worker:
             return
 
     async def _drain(self) -> None:
-        await self._give_back(list(self._not_begun.values()))
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=self._limits.drain.total_seconds())
-        for lease in self._sending:
-            # Only these: what waits to be recorded has its result already.
-            self._tasks[lease].cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values())
+        await self._give_back(self._lanes.clear())
+        if self._senders:
+            await asyncio.wait(self._senders, timeout=self._limits.drain.total_seconds())
+        for sender in self._senders:
+            sender.cancel()
+        if self._senders:
+            await asyncio.wait(self._senders)
         await self._recorder.close()
 
 
-def _identify_lease(delivery: ClaimedDelivery) -> _Lease:
-    return delivery.id, delivery.lease_token
-
-
-def _log_failure(event: str, error: Exception, **fields: object) -> None:
-    """Log an error with its places, but a store that is away with the reason alone: it is told anew each second."""
-    if isinstance(error, LedgerUnavailable):
-        _log.error(event, reason=str(error), **fields)
-    else:
-        _log.error(event, exc_info=error, **fields)
+_ANSWERED: Final = {
+    AttemptOutcome.RESPONDED: True,
+    AttemptOutcome.UNREACHABLE: False,
+    # These say nothing of the endpoint.
+    AttemptOutcome.BLOCKED: None,
+    AttemptOutcome.INTERRUPTED: None,
+}

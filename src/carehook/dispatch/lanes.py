@@ -1,0 +1,207 @@
+"""What a worker has claimed and not begun, in a lane for each endpoint, and which of it is begun next. Pure.
+
+Laws:
+- The endpoint with the fewest requests in flight goes first, and among equals the one that has waited longest, so what
+  there is room for is shared evenly, whatever backlog anyone has.
+- An endpoint has at most its window in flight (`window`), and at most half as many as there are places free: the more
+  are taken, the less anyone may have, so a crowd that hangs leaves room for those that come after it (dynamic
+  thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). The last eighth of the places is for
+  endpoints that have nothing in flight.
+- Claimed ahead is only for endpoints that answer, and about as much as they have in flight: their next requests then
+  wait for nothing. What waits for another reason is soon given back (`withdraw`), so that no lease ends unused.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final
+
+from carehook.dispatch.window import Window
+from carehook.ledger.records import ClaimedDelivery
+
+LANES_KEPT: Final = 10_000
+"""Endpoints whose windows are remembered while nothing is in flight to them."""
+
+_NOWHERE: Final = -1
+
+
+class _Lane:
+    """One endpoint's part. `level` is where the lane is filed; `granted` is what was left of the room it was given."""
+
+    __slots__ = ("endpoint_id", "granted", "in_flight", "level", "waiting", "window")
+
+    def __init__(self, endpoint_id: str, limit: int) -> None:
+        self.endpoint_id = endpoint_id
+        self.window = Window(limit)
+        self.waiting: deque[ClaimedDelivery] = deque()
+        self.in_flight = 0
+        self.granted = 1
+        self.level = _NOWHERE
+
+    @property
+    def held(self) -> int:
+        """What was claimed and has not ended."""
+        return self.in_flight + len(self.waiting)
+
+
+class Lanes:
+    """The lanes of a worker with `concurrency` places, of which one endpoint has at most `endpoint_concurrency`."""
+
+    def __init__(self, concurrency: int, endpoint_concurrency: int) -> None:
+        self._concurrency = concurrency
+        self._endpoint_concurrency = endpoint_concurrency
+        self._reserve = concurrency // 8
+        self._lanes: dict[str, _Lane] = {}
+        # Those that may begin another as far as their own window goes, by how many they have in flight.
+        self._levels: list[OrderedDict[_Lane, None]] = [OrderedDict() for _ in range(endpoint_concurrency)]
+        self._occupied = 0  # a bit for each level that is not empty: the lowest is found without looking
+        self._overdue: list[ClaimedDelivery] = []
+        self._is_closed = False
+        self.in_flight = 0
+        self.waiting = 0
+
+    @property
+    def held(self) -> int:
+        """How many deliveries were claimed and have neither ended nor been given back."""
+        return self.in_flight + self.waiting
+
+    def room(self, endpoint_id: str) -> int:
+        """How many more of an endpoint's deliveries are wanted now; 0 or less where it has enough."""
+        lane = self._get(endpoint_id)
+        lane.granted = self._find_room(lane)
+        return lane.granted
+
+    def add(self, claimed: Iterable[ClaimedDelivery]) -> None:
+        """Put claimed deliveries into their lanes, in their order."""
+        for delivery in claimed:
+            lane = self._get(delivery.endpoint.id)
+            lane.waiting.append(delivery)
+            lane.granted -= 1
+            self.waiting += 1
+            self._file(lane)
+
+    def begin(self, latest: datetime) -> ClaimedDelivery | None:
+        """Take the next delivery that may begin, None where none may. Each must be told to `end`.
+
+        One whose lease is over before `latest` is not begun but given back.
+        """
+        while (lane := self._find_next()) is not None:
+            delivery = lane.waiting.popleft()
+            is_in_time = delivery.lease_until > latest
+            if is_in_time:
+                lane.in_flight += 1
+                lane.window.note(lane.in_flight)
+                self.in_flight += 1
+                self.waiting -= 1
+            else:
+                self._overdue.append(delivery)
+            self._file(lane)
+            if is_in_time:
+                return delivery
+        return None
+
+    def end(self, endpoint_id: str, *, answered: bool | None) -> bool:
+        """A request ended: whether it was answered, or None where that says nothing of the endpoint.
+
+        True where the endpoint had less room than it may have had use for, and has some now: the queue must be told.
+        """
+        lane = self._lanes[endpoint_id]
+        if answered:
+            lane.window.grow()
+        elif answered is not None:
+            lane.window.shrink()
+        lane.in_flight -= 1
+        lane.window.note(lane.in_flight)
+        self.in_flight -= 1
+        self._file(lane)
+        if lane.granted > 0 or self._find_room(lane) <= 0:
+            return False
+        lane.granted = 1
+        return True
+
+    def withdraw(self, latest: datetime) -> list[ClaimedDelivery]:
+        """Take out what had better be given back.
+
+        That is what could not be begun under its lease, which is over before `latest`, and what waits at an endpoint
+        that has stopped answering meanwhile.
+        """
+        withdrawn, self._overdue = self._overdue, []
+        self.waiting -= len(withdrawn)
+        for lane in [lane for lane in self._lanes.values() if lane.waiting]:
+            while lane.waiting and lane.waiting[0].lease_until <= latest:
+                withdrawn.append(self._take_out(lane, lane.waiting.popleft()))
+            while lane.waiting and lane.held > _allow(lane.window, lane.window.size):
+                withdrawn.append(self._take_out(lane, lane.waiting.pop()))
+            self._file(lane)
+        self._forget_idle()
+        return withdrawn
+
+    def close(self) -> None:
+        """Let nothing begin any more."""
+        self._is_closed = True
+
+    def clear(self) -> list[ClaimedDelivery]:
+        """Take out all that was not begun."""
+        cleared, self._overdue = self._overdue, []
+        for lane in self._lanes.values():
+            cleared += lane.waiting
+            lane.waiting.clear()
+            self._file(lane)
+        self.waiting = 0
+        return cleared
+
+    def _get(self, endpoint_id: str) -> _Lane:
+        lane = self._lanes.get(endpoint_id)
+        if lane is None:
+            lane = self._lanes[endpoint_id] = _Lane(endpoint_id, self._endpoint_concurrency)
+        return lane
+
+    def _find_share(self) -> int:
+        """How many any one endpoint may have in flight as things are."""
+        return max(1, (self._concurrency - self.in_flight - self._reserve) // 2)
+
+    def _find_room(self, lane: _Lane) -> int:
+        width = min(lane.window.size, self._find_share())
+        room = _allow(lane.window, width) - lane.held
+        # Where much is claimed ahead already it can wait until a claim is worth its cost.
+        return room if not lane.window.is_proven or 2 * room >= width else 0
+
+    def _find_next(self) -> _Lane | None:
+        if not self._occupied or self._is_closed or self.in_flight >= self._concurrency:
+            return None
+        level = (self._occupied & -self._occupied).bit_length() - 1
+        return next(iter(self._levels[level])) if level < self._find_share() else None
+
+    def _file(self, lane: _Lane) -> None:
+        """Put a lane where it belongs after something changed, behind those that are there."""
+        may_begin = lane.waiting and lane.in_flight < lane.window.size
+        level = lane.in_flight if may_begin else _NOWHERE
+        if level == lane.level:
+            return
+        if lane.level != _NOWHERE:
+            lanes = self._levels[lane.level]
+            del lanes[lane]
+            if not lanes:
+                self._occupied &= ~(1 << lane.level)
+        if level != _NOWHERE:
+            self._levels[level][lane] = None
+            self._occupied |= 1 << level
+        lane.level = level
+
+    def _take_out(self, lane: _Lane, delivery: ClaimedDelivery) -> ClaimedDelivery:
+        lane.granted = min(lane.granted, 0)  # there is something left in the store
+        self.waiting -= 1
+        return delivery
+
+    def _forget_idle(self) -> None:
+        surplus = len(self._lanes) - LANES_KEPT
+        if surplus > 0:
+            for lane in [lane for lane in self._lanes.values() if not lane.held][:surplus]:
+                del self._lanes[lane.endpoint_id]
+
+
+def _allow(window: Window, width: int) -> int:
+    """How many may be held of an endpoint that may have `width` in flight."""
+    return 2 * width if window.is_proven else width

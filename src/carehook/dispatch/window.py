@@ -1,0 +1,52 @@
+"""How many requests to one endpoint may be in flight at once: what it has answered decides. Pure.
+
+As TCP finds out what a path carries (RFC 5681 §3.1): begin small, allow one more for each answer, which doubles the
+window with each round trip, and halve it for each request that was not answered. One that hangs is down to a single
+request after a handful of time limits; one that recovers is back as fast as it answers.
+
+An answer is any HTTP response: an endpoint that answers 500 holds nothing up here. Whether it is asked at all is for
+its circuit breaker, which the store keeps.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+START: Final = 8
+"""Requests in flight to an endpoint of which nothing is known."""
+
+
+class Window:
+    """The requests that may be in flight to one endpoint: `size` of them, never more than `limit`."""
+
+    __slots__ = ("_limit", "is_filled", "is_proven", "size")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.size = min(START, limit)
+        self.is_proven = False
+        """Whether the last thing known of the endpoint is that it answers."""
+        self.is_filled = False
+        """Whether as many as may be have been in flight since there were none."""
+
+    def grow(self) -> None:
+        """A request was answered.
+
+        It proves no more than was tried: the window of an endpoint that never has so much in flight stays as it is
+        (RFC 7661).
+        """
+        self.is_proven = True
+        if self.is_filled and self.size < self._limit:
+            self.size += 1
+
+    def shrink(self) -> None:
+        """A request was not answered: no connection, or no complete response in time."""
+        self.is_proven = False
+        self.size = max(1, self.size // 2)
+
+    def note(self, in_flight: int) -> None:
+        """So many requests are in flight now."""
+        if in_flight >= self.size:
+            self.is_filled = True
+        elif not in_flight:
+            self.is_filled = False
