@@ -71,6 +71,13 @@ async def abandon_claims(settings: Settings, clock: StandingClock, limit: int) -
     return len(claimed)
 
 
+async def prove(platform: Platform, receiver: GatedReceiver) -> None:
+    """Let an endpoint answer its first request: of one that has not, nothing is claimed ahead."""
+    await platform.publish()
+    receiver.let_through(1)
+    await platform.wait_for(DeliveryState.SUCCEEDED)
+
+
 # Workers side by side.
 
 
@@ -204,7 +211,7 @@ async def test_a_lost_lease_leaves_the_state_as_people_have_set_it(
 async def test_an_old_claim_that_still_waits_does_not_take_the_place_of_the_new_one(
     settings: Settings, clock: StandingClock
 ) -> None:
-    """Both claims of one delivery wait in one process, behind an endpoint that has all that may be in flight."""
+    """Both claims of one delivery wait in one process, behind endpoints that have all that may be in flight."""
     narrow = settings.model_copy(update={"concurrency": 2})
     with GatedReceiver() as hanging, RecordingReceiver() as receiver:
         async with (
@@ -212,11 +219,12 @@ async def test_an_old_claim_that_still_waits_does_not_take_the_place_of_the_new_
             open_worker(narrow, clock=clock, wrap=(watch := Watch()), drain=LONG) as worker,
             open_queue(narrow) as queue,
         ):
-            stuck = (await platform.register(hanging)).endpoint.id
-            await platform.publish(2)
+            stuck = [(await platform.register(hanging)).endpoint.id for _ in range(2)]
+            await platform.publish()
             async with running(worker):
                 await wait_for_waiting(hanging, 2)
-                await platform.application.endpoints.pause(stuck)
+                for each in stuck:
+                    await platform.application.endpoints.pause(each)
                 endpoint_id = (await platform.register(receiver)).endpoint.id
                 await platform.publish()
 
@@ -246,23 +254,25 @@ async def test_a_claim_that_waited_too_long_is_begun_anew_under_a_new_lease(
             open_queue(narrow) as queue,
         ):
             await platform.register(receiver)
-            await platform.publish(2)
             async with running(worker):
+                await prove(platform, receiver)
+                await platform.publish(2)
                 await wait_for_waiting(receiver, 1)
 
                 async def both_claimed() -> bool:
-                    return len(watch.queue.claimed) == 2
+                    return len(watch.queue.claimed) == 3
 
                 await eventually(both_claimed, "one in flight and one claimed ahead")
                 clock.advance(LEASE.total_seconds())
                 assert await queue.recover_lost(clock()) == 2
                 receiver.open()
-                await platform.wait_for(DeliveryState.SUCCEEDED, 2)
-            deliveries = await platform.list_deliveries()
+                await platform.wait_for(DeliveryState.SUCCEEDED, 3)
+            proof, *deliveries = await platform.list_deliveries()
     check_numbers(deliveries)
     assert [[each.outcome for each in delivery.attempts] for delivery in deliveries] == [[INTERRUPTED, RESPONDED]] * 2
     # The first was in flight when its lease was lost; the second never was, so it came once.
     assert Counter(each.headers["webhook-id"] for each in receiver.requests) == {
+        proof.event_id: 1,
         deliveries[0].event_id: 2,
         deliveries[1].event_id: 1,
     }
@@ -272,13 +282,14 @@ async def test_a_claim_that_waited_too_long_is_begun_anew_under_a_new_lease(
 
 
 async def begin(platform: Platform, receiver: GatedReceiver, watch: Watch) -> None:
-    """Ten deliveries: two in flight, two claimed ahead, six in the store."""
+    """Eleven deliveries: one succeeded, two in flight, two claimed ahead, six in the store."""
     await platform.register(receiver)
+    await prove(platform, receiver)
     await platform.publish(10)
     await wait_for_waiting(receiver, 2)
 
     async def claimed_ahead() -> bool:
-        return len(watch.queue.claimed) == 4
+        return len(watch.queue.claimed) == 5
 
     await eventually(claimed_ahead, "two claimed ahead")
 
@@ -299,16 +310,16 @@ async def test_a_stop_gives_back_what_was_not_begun_at_once_and_lets_requests_in
 
                 await eventually(given_back, "what was not begun is free")
                 assert receiver.waiting == 2
-                assert not watch.queue.finished
+                assert len(watch.queue.finished) == 1
                 await platform.publish()
                 receiver.open()
             deliveries = await platform.list_deliveries()
             assert watch.queue.claims == claims
     assert Counter((each.state, each.in_flight, each.attempt_count) for each in deliveries) == {
-        (DeliveryState.SUCCEEDED, False, 1): 2,
+        (DeliveryState.SUCCEEDED, False, 1): 3,
         (DeliveryState.PENDING, False, 0): 9,
     }
-    assert len(receiver.requests) == 2
+    assert len(receiver.requests) == 3
 
 
 async def test_requests_that_do_not_end_in_time_are_recorded_as_interrupted_and_sent_again(
@@ -318,7 +329,7 @@ async def test_requests_that_do_not_end_in_time_are_recorded_as_interrupted_and_
         async with open_platform(settings, clock) as platform:
             async with open_worker(settings, clock=clock, wrap=(watch := Watch())) as worker, running(worker):
                 await begin(platform, receiver, watch)
-            deliveries = await platform.list_deliveries()
+            _, *deliveries = await platform.list_deliveries()
             assert Counter((each.state, each.in_flight, each.attempt_count) for each in deliveries) == {
                 (DeliveryState.PENDING, False, 1): 2,
                 (DeliveryState.PENDING, False, 0): 8,
@@ -329,9 +340,9 @@ async def test_requests_that_do_not_end_in_time_are_recorded_as_interrupted_and_
             receiver.open()
             clock.advance(6)
             async with open_worker(settings, clock=clock) as worker, running(worker):
-                await platform.wait_for(DeliveryState.SUCCEEDED, 10)
+                await platform.wait_for(DeliveryState.SUCCEEDED, 11)
             check_numbers(await platform.list_deliveries())
-    assert len(receiver.requests) == 12
+    assert len(receiver.requests) == 13
 
 
 async def test_a_result_that_waits_to_be_recorded_when_the_drain_runs_out_is_kept(settings: Settings) -> None:
@@ -384,7 +395,7 @@ async def test_a_worker_whose_task_is_cancelled_drains_as_well(settings: Setting
             working.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await working
-            deliveries = await platform.list_deliveries()
+            _, *deliveries = await platform.list_deliveries()
     assert not any(each.in_flight for each in deliveries)
     assert sum(each.attempt_count for each in deliveries) == 2
 
