@@ -15,17 +15,18 @@ from carehook.insights import Insights
 from carehook.intake.accept import Intake
 from carehook.intake.care import CareRecords
 from carehook.intake.examples import Examples
-from carehook.ledger.port import Ledger
+from carehook.ledger.port import Ledger, Queue
 from carehook.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """The use cases of one Carehook on one store. `ledger` is here for readiness alone."""
+    """The use cases of one Carehook on one store. `ledger` is here for readiness alone, `queue` for the benchmark."""
 
     settings: Settings
     clock: Clock
     ledger: Ledger
+    queue: Queue
     metrics: Metrics
     organizations: Organizations
     endpoints: Endpoints
