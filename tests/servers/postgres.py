@@ -4,6 +4,7 @@ PostgreSQL refuses to run as root, so root hands it to `nobody`. Unless settings
 power cuts (`fsync` is off), only about the death of its processes, and it starts in under a second.
 """
 
+import contextlib
 import importlib.util
 import os
 import pwd
@@ -120,7 +121,8 @@ class PostgresServer:
         if self._process is not None:
             pid = self._process.pid
             backends = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            os.kill(int(chance.choice(backends)), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may just have ended by itself
+                os.kill(int(chance.choice(backends)), signal.SIGKILL)
 
     def is_running(self) -> bool:
         """Whether it was started and has not ended."""
