@@ -207,8 +207,8 @@ class Endpoints:
         async with self._locked(endpoint_id) as (transaction, endpoint, now):
             resumed = dataclasses.replace(endpoint, status=EndpointStatus.ACTIVE, status_reason=None, updated_at=now)
             await transaction.endpoints.update(resumed)
-            await transaction.endpoints.close_circuit(endpoint_id)
             await transaction.deliveries.release(endpoint_id)
+            await transaction.endpoints.close_circuit(endpoint_id)
         return resumed
 
     async def delete(self, endpoint_id: str) -> int:

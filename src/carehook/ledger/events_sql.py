@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from carehook.ledger.order_sql import assign_positions
 from carehook.ledger.port import DuplicateKey
 from carehook.ledger.prospects_sql import fetch_prospects
+from carehook.ledger.queue_statements import BRING_FORWARD_THE_NEXT
 from carehook.ledger.records import (
     Answered,
     Attempt,
@@ -202,18 +203,21 @@ class DeliveriesSql:
             finished_at=None,
         )
         moved = (await self._connection.execute(move)).rowcount
-        await self._connection.execute(
-            lanes.update()
-            .where(among(lanes.c.endpoint_id, statuses), lanes.c.opened_at.is_not(None))
-            .values(probe_at=now)
-        )
+        is_open = among(lanes.c.endpoint_id, statuses) & lanes.c.opened_at.is_not(None)
+        opened = sa.select(lanes.c.endpoint_id).where(is_open).order_by(lanes.c.endpoint_id)
+        locked = opened.with_for_update(key_share=True)
+        await self._connection.execute(lanes.update().where(lanes.c.endpoint_id.in_(locked)).values(probe_at=now))
         self._on_due(statuses)
         return moved
 
     async def cancel(self, delivery_id: str, now: datetime) -> bool:
         """Send one no more."""
         move = build_move(Transition.CANCEL, deliveries.c.id == delivery_id, due_at=None, finished_at=now)
-        return (await self._connection.execute(move)).rowcount == 1
+        moved = (await self._connection.execute(move.returning(deliveries.c.endpoint_id))).scalars().all()
+        if moved:
+            await BRING_FORWARD_THE_NEXT.execute(self._connection, [(delivery_id,)])
+            self._on_due(moved)
+        return bool(moved)
 
     async def cancel_all(self, endpoint_id: str, now: datetime) -> int:
         """Send no more of an endpoint's deliveries."""

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from carehook.ledger.records import NewDelivery
 from carehook.ledger.sessions import Session
-from carehook.ledger.statements import Prepared
+from carehook.ledger.statements import Prepared, lock_deliveries
 from carehook.ledger.states import DeliveryState, Ordering
 from carehook.ledger.tables import deliveries, events, in_state, lanes
 
@@ -45,9 +45,15 @@ def assign_positions(session: Session, new: Sequence[NewDelivery]) -> list[int |
 async def set_ordering(connection: AsyncConnection, endpoint_id: str, ordering: Ordering) -> None:
     """Put what is not finished of an endpoint into the order that it has from now on."""
     unfinished = in_state(DeliveryState.PENDING, DeliveryState.HELD, where=deliveries.c.endpoint_id == endpoint_id)
+    locked = lock_deliveries(unfinished, deliveries.c.id)
     if ordering is Ordering.NONE:
-        await connection.execute(deliveries.update().where(unfinished).values(order_key=None, position=None))
+        # What never failed itself was put off only to wait for another.
+        put_off = deliveries.c.order_key.is_not(None) & (deliveries.c.failure_count == 0)
+        due_at = sa.case((put_off, deliveries.c.created_at), else_=deliveries.c.due_at)
+        leave = deliveries.update().where(deliveries.c.id.in_(locked))
+        await connection.execute(leave.values(order_key=None, position=None, due_at=due_at))
         return
+    await connection.execute(locked)
     last = sa.select(lanes.c.last_position).where(lanes.c.endpoint_id == endpoint_id).scalar_subquery()
     place = sa.func.row_number().over(order_by=(deliveries.c.created_at, deliveries.c.id))
     numbered = (

@@ -282,6 +282,8 @@ _next = (
     .where(_head.c.id == sa.bindparam("head"), _after.c.order_key.is_not(None), _build_unfinished(_after))
     .order_by(_after.c.position)
     .limit(sa.literal_column("1"))
+    # Said, or SQLite's would be a parameter of which a `Bulk` does not know.
+    .offset(sa.literal_column("0"))
     .with_for_update(of=_after, skip_locked=True, key_share=True)
 )
 BRING_FORWARD_THE_NEXT = Bulk(
