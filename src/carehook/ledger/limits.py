@@ -15,6 +15,8 @@ from carehook.ledger.records import Lane
 
 TOLERANCE: Final = timedelta(milliseconds=100)
 
+_ROUNDING: Final = timedelta(milliseconds=1)
+
 
 @dataclass(frozen=True, slots=True)
 class Limited:
@@ -54,7 +56,9 @@ def advance_slot(limited: Limited, leased: int, now: datetime) -> datetime | Non
     """The `next_slot_at` once `leased` more requests are on their way."""
     if limited.rate_limit is None or not leased:
         return limited.next_slot_at
-    return max(limited.next_slot_at or now, now) + leased * _interval(limited.rate_limit)
+    ahead = _measure_ahead(limited.rate_limit, limited.next_slot_at, now)
+    # The probe of an open circuit is let through whatever the rate.
+    return now + min(ahead + _measure_span(leased, limited.rate_limit), _measure_most_ahead(limited.rate_limit))
 
 
 def _probe(limited: Limited, now: datetime) -> Allowance:
@@ -65,13 +69,28 @@ def _probe(limited: Limited, now: datetime) -> Allowance:
 
 
 def _pace(rate_limit: float, next_slot_at: datetime | None, room: int, now: datetime) -> Allowance:
-    interval = _interval(rate_limit)
-    ahead = max(next_slot_at or now, now) - now
-    conforming = math.floor((TOLERANCE - ahead) / interval) + 1 if ahead <= TOLERANCE else 0
+    ahead = _measure_ahead(rate_limit, next_slot_at, now)
+    spare = (TOLERANCE - ahead).total_seconds()
+    conforming = math.floor(spare * rate_limit) + 1 if spare >= 0 else 0
     if room <= conforming:
         return Allowance(room)
-    return Allowance(conforming, now + ahead + conforming * interval - TOLERANCE)
+    next_slot_at = now + ahead + _measure_span(conforming, rate_limit)
+    # Not for each one as soon as it conforms, where they are many a second, but for some of them together.
+    return Allowance(conforming, next_slot_at - TOLERANCE / 2)
 
 
-def _interval(rate_limit: float) -> timedelta:
-    return timedelta(seconds=1 / rate_limit)
+def _measure_ahead(rate_limit: float, next_slot_at: datetime | None, now: datetime) -> timedelta:
+    """How far the requests are ahead of their even intervals."""
+    if next_slot_at is None or not now < next_slot_at <= now + _measure_most_ahead(rate_limit) + _ROUNDING:
+        # Beyond is what a lower limit left, or a clock that was set back.
+        return timedelta(0)
+    return next_slot_at - now
+
+
+def _measure_most_ahead(rate_limit: float) -> timedelta:
+    return TOLERANCE + _measure_span(1, rate_limit)
+
+
+def _measure_span(requests: int, rate_limit: float) -> timedelta:
+    """How long so many requests take at this rate."""
+    return timedelta(seconds=requests / rate_limit)
