@@ -5,32 +5,32 @@ Laws:
   there is room for is shared evenly, whatever backlog anyone has.
 - An endpoint has at most its window in flight (`window`), and at most half as many as there are places free: the more
   are taken, the less anyone may have, so a crowd that hangs leaves room for those that come after it (dynamic
-  thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). The last eighth of the places is for
-  endpoints that have nothing in flight.
+  thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). Not counted as free, but to whoever
+  has nothing in flight, are an eighth of the places, and half of them where the endpoint has not shown that it answers.
 - Claimed ahead is only for endpoints that answer, and about as much as they have in flight: their next requests then
   wait for nothing. What waits for another reason is soon given back (`withdraw`), so that no lease ends unused.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable
 from datetime import datetime
+from itertools import count
 from typing import Final
 
+from carehook.dispatch.levels import Levels
 from carehook.dispatch.window import Window
 from carehook.ledger.records import ClaimedDelivery
 
 LANES_KEPT: Final = 10_000
 """Endpoints whose windows are remembered while nothing is in flight to them."""
 
-_NOWHERE: Final = -1
-
 
 class _Lane:
-    """One endpoint's part. `level` is where the lane is filed; `granted` is what was left of the room it was given."""
+    """One endpoint's part. `granted` is what is left of the room that it was given; `line` and `level` where it is."""
 
-    __slots__ = ("endpoint_id", "granted", "in_flight", "level", "waiting", "window")
+    __slots__ = ("endpoint_id", "granted", "in_flight", "level", "line", "waiting", "window")
 
     def __init__(self, endpoint_id: str, limit: int) -> None:
         self.endpoint_id = endpoint_id
@@ -38,7 +38,8 @@ class _Lane:
         self.waiting: deque[ClaimedDelivery] = deque()
         self.in_flight = 0
         self.granted = 1
-        self.level = _NOWHERE
+        self.line: Levels[_Lane] | None = None
+        self.level = 0
 
     @property
     def held(self) -> int:
@@ -52,11 +53,11 @@ class Lanes:
     def __init__(self, concurrency: int, endpoint_concurrency: int) -> None:
         self._concurrency = concurrency
         self._endpoint_concurrency = endpoint_concurrency
-        self._reserve = concurrency // 8
         self._lanes: dict[str, _Lane] = {}
         # Those that may begin another as far as their own window goes, by how many they have in flight.
-        self._levels: list[OrderedDict[_Lane, None]] = [OrderedDict() for _ in range(endpoint_concurrency)]
-        self._occupied = 0  # a bit for each level that is not empty: the lowest is found without looking
+        self._proven: Levels[_Lane] = Levels(endpoint_concurrency)
+        self._unproven: Levels[_Lane] = Levels(endpoint_concurrency)
+        self._turns = count()
         self._overdue: list[ClaimedDelivery] = []
         self._is_closed = False
         self.in_flight = 0
@@ -158,37 +159,44 @@ class Lanes:
             lane = self._lanes[endpoint_id] = _Lane(endpoint_id, self._endpoint_concurrency)
         return lane
 
-    def _find_share(self) -> int:
-        """How many any one endpoint may have in flight as things are."""
-        return max(1, (self._concurrency - self.in_flight - self._reserve) // 2)
+    def _find_share(self, *, is_proven: bool) -> int:
+        """How many an endpoint may have in flight as things are."""
+        kept = self._concurrency // 8 if is_proven else self._concurrency // 2
+        return max(1, (self._concurrency - self.in_flight - kept) // 2)
 
     def _find_room(self, lane: _Lane) -> int:
-        width = min(lane.window.size, self._find_share())
+        is_proven = lane.window.is_proven
+        width = min(lane.window.size, self._find_share(is_proven=is_proven))
         room = _allow(lane.window, width) - lane.held
         # Where much is claimed ahead already it can wait until a claim is worth its cost.
-        return room if not lane.window.is_proven or 2 * room >= width else 0
+        return room if not is_proven or 2 * room >= width else 0
 
     def _find_next(self) -> _Lane | None:
-        if not self._occupied or self._is_closed or self.in_flight >= self._concurrency:
+        """Who goes next: the fewer in flight the sooner, and of equals who has waited for longer."""
+        if self._is_closed or self.in_flight >= self._concurrency:
             return None
-        level = (self._occupied & -self._occupied).bit_length() - 1
-        return next(iter(self._levels[level])) if level < self._find_share() else None
+        first = self._find_first(self._proven, is_proven=True)
+        other = self._find_first(self._unproven, is_proven=False)
+        if first is None or (other is not None and other < first):
+            first = other
+        return None if first is None else first[2]
+
+    def _find_first(self, line: Levels[_Lane], *, is_proven: bool) -> tuple[int, int, _Lane] | None:
+        first = line.first()
+        return first if first is not None and first[0] < self._find_share(is_proven=is_proven) else None
 
     def _file(self, lane: _Lane) -> None:
-        """Put a lane where it belongs after something changed, behind those that are there."""
-        may_begin = lane.waiting and lane.in_flight < lane.window.size
-        level = lane.in_flight if may_begin else _NOWHERE
-        if level == lane.level:
+        """Put a lane where it belongs after something changed: to the end of a line, unless it is in it already."""
+        line: Levels[_Lane] | None = self._proven if lane.window.is_proven else self._unproven
+        if not lane.waiting or lane.in_flight >= lane.window.size:
+            line = None
+        if line is lane.line and lane.in_flight == lane.level:
             return
-        if lane.level != _NOWHERE:
-            lanes = self._levels[lane.level]
-            del lanes[lane]
-            if not lanes:
-                self._occupied &= ~(1 << lane.level)
-        if level != _NOWHERE:
-            self._levels[level][lane] = None
-            self._occupied |= 1 << level
-        lane.level = level
+        if lane.line is not None:
+            lane.line.remove(lane, lane.level)
+        if line is not None:
+            line.add(lane, lane.in_flight, next(self._turns))
+        lane.line, lane.level = line, lane.in_flight
 
     def _take_out(self, lane: _Lane, delivery: ClaimedDelivery) -> ClaimedDelivery:
         lane.granted = min(lane.granted, 0)  # there is something left in the store

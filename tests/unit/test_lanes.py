@@ -1,0 +1,314 @@
+"""Who begins next: nobody passes a limit, nobody is starved, nothing that was claimed is lost or begun twice."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from carehook.dispatch import lanes as lanes_module
+from carehook.dispatch.lanes import Lanes
+from carehook.dispatch.window import START
+from carehook.ledger.records import ClaimedDelivery, Endpoint
+from carehook.ledger.states import EndpointStatus
+
+NOW = datetime(2024, 1, 1, tzinfo=UTC)
+LATEST = NOW + timedelta(seconds=20)
+"""Leases must last longer than this for a delivery to begin."""
+
+
+def claim(endpoint_id: str, number: int = 0, *, lease: float = 45.0) -> ClaimedDelivery:
+    """A delivery as the queue hands it out."""
+    endpoint = Endpoint(
+        id=endpoint_id,
+        organization_id="org_1",
+        url="https://example.com/hook",
+        description="",
+        event_types=(),
+        status=EndpointStatus.ACTIVE,
+        status_reason=None,
+        sealed_secrets=b"",
+        created_at=NOW,
+        updated_at=NOW,
+    )
+    return ClaimedDelivery(
+        id=f"{endpoint_id}-{number}",
+        lease_token=1,
+        lease_until=NOW + timedelta(seconds=lease),
+        attempt_count=0,
+        failure_count=0,
+        event_id=f"evt_{number}",
+        event_type="patient_report_sent",
+        accepted_at=NOW,
+        body=b"{}",
+        endpoint=endpoint,
+    )
+
+
+def claim_many(endpoint_id: str, count: int, *, lease: float = 45.0) -> list[ClaimedDelivery]:
+    return [claim(endpoint_id, number, lease=lease) for number in range(count)]
+
+
+def begin_all(lanes: Lanes) -> list[str]:
+    """The endpoints of all that may begin, in their order."""
+    begun = []
+    while (delivery := lanes.begin(LATEST)) is not None:
+        begun.append(delivery.endpoint.id)
+    return begun
+
+
+def fill(lanes: Lanes, endpoint_id: str, count: int = 1000) -> int:
+    """Claim of an endpoint with a long backlog what there is room for, and begin what may begin; how many did."""
+    lanes.add(claim_many(endpoint_id, min(count, max(0, lanes.room(endpoint_id)))))
+    return len(begin_all(lanes))
+
+
+def prove(lanes: Lanes, endpoint_id: str, rounds: int = 1) -> None:
+    """Let an endpoint answer all it is sent, until nothing is in flight to it."""
+    for _ in range(rounds):
+        for _ in range(fill(lanes, endpoint_id)):
+            lanes.end(endpoint_id, answered=True)
+        while begun := begin_all(lanes):
+            for _ in begun:
+                lanes.end(endpoint_id, answered=True)
+
+
+# Windows.
+
+
+def test_an_unknown_endpoint_gets_a_few_requests_and_nothing_is_claimed_ahead() -> None:
+    lanes = Lanes(1024, 64)
+    assert lanes.room("a") == START
+    assert fill(lanes, "a") == START
+    assert lanes.room("a") <= 0
+    assert (lanes.in_flight, lanes.waiting) == (START, 0)
+
+
+def test_an_endpoint_that_answers_gets_more_and_as_much_is_claimed_ahead() -> None:
+    lanes = Lanes(1024, 64)
+    prove(lanes, "a", rounds=4)
+    assert lanes.room("a") == 128
+    assert fill(lanes, "a") == 64
+    assert lanes.waiting == 64
+    assert lanes.room("a") <= 0
+
+
+def test_an_endpoint_that_does_not_answer_is_left_with_one_request() -> None:
+    lanes = Lanes(1024, 64)
+    prove(lanes, "a", rounds=4)
+    for _ in range(fill(lanes, "a")):
+        lanes.end("a", answered=False)
+    lanes.withdraw(LATEST)
+    assert begin_all(lanes) == ["a"]
+    assert lanes.room("a") <= 0
+
+
+def test_an_attempt_that_says_nothing_of_the_endpoint_changes_no_window() -> None:
+    lanes = Lanes(1024, 64)
+    for _ in range(fill(lanes, "a")):
+        lanes.end("a", answered=None)
+    assert lanes.room("a") == START
+
+
+def test_an_answer_lets_two_begin_where_one_was() -> None:
+    lanes = Lanes(1024, 64)
+    fill(lanes, "a")
+    lanes.add(claim_many("a", 10))
+    assert begin_all(lanes) == []
+    lanes.end("a", answered=True)
+    assert begin_all(lanes) == ["a", "a"]
+
+
+# Shares.
+
+
+def test_the_fewer_an_endpoint_has_in_flight_the_sooner_it_goes_on() -> None:
+    lanes = Lanes(1024, 64)
+    lanes.add(claim_many("busy", 3))
+    assert begin_all(lanes) == ["busy"] * 3
+    lanes.add(claim_many("busy", 2) + claim_many("new", 5))
+    assert begin_all(lanes) == ["new"] * 3 + ["busy", "new", "busy", "new"]
+
+
+def test_equals_take_turns_however_much_each_has_waiting() -> None:
+    lanes = Lanes(1024, 64)
+    lanes.add(claim_many("a", 7) + claim_many("b", 2) + claim_many("c", 2))
+    assert begin_all(lanes) == ["a", "b", "c", "a", "b", "c", "a", "a", "a", "a", "a"]
+
+
+def test_requests_in_flight_never_pass_the_limit_of_all() -> None:
+    lanes = Lanes(10, 64)
+    for number in range(50):
+        lanes.add(claim_many(f"ep_{number}", 8))
+    assert len(begin_all(lanes)) == 10
+    assert lanes.in_flight == 10
+
+
+@pytest.mark.parametrize("hogs", [100, 300, 890])
+@pytest.mark.parametrize("rounds", [0, 4], ids=["never answered", "answered until now"])
+def test_however_many_endpoints_hang_others_find_a_place(hogs: int, rounds: int) -> None:
+    lanes = Lanes(1024, 64)
+    for number in range(hogs):
+        prove(lanes, f"hog_{number}", rounds=rounds)
+    for _ in range(20):
+        for number in range(hogs):
+            fill(lanes, f"hog_{number}", count=1)
+    assert 1024 - lanes.in_flight >= 120
+    for number in range(100):
+        assert fill(lanes, f"new_{number}") >= 1
+
+
+def test_one_endpoint_alone_gets_its_limit_of_a_worker_with_the_usual_limits() -> None:
+    lanes = Lanes(1024, 64)
+    prove(lanes, "a", rounds=4)
+    assert fill(lanes, "a") == 64
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 3, 8])
+def test_every_worker_has_a_place_for_an_endpoint(concurrency: int) -> None:
+    lanes = Lanes(concurrency, 1)
+    assert fill(lanes, "a") == 1
+    lanes.end("a", answered=True)
+    assert fill(lanes, "a") == 1
+
+
+# Claims.
+
+
+def test_small_claims_are_put_off_while_enough_is_claimed_ahead() -> None:
+    lanes = Lanes(1024, 64)
+    prove(lanes, "a", rounds=4)
+    fill(lanes, "a")
+    asked = []
+    for _ in range(40):
+        lanes.end("a", answered=True)
+        assert begin_all(lanes) == ["a"]
+        asked.append(lanes.room("a"))
+    assert asked == [0] * 31 + list(range(32, 41))
+
+
+def test_the_queue_is_told_once_there_is_room_for_what_it_was_refused() -> None:
+    lanes = Lanes(1024, 64)
+    fill(lanes, "a")
+    assert lanes.room("a") == 0
+    assert lanes.end("a", answered=None)
+    assert not lanes.end("a", answered=None), "it knows already"
+
+
+def test_the_queue_is_told_nothing_where_it_gave_less_than_was_asked_for() -> None:
+    lanes = Lanes(1024, 64)
+    assert fill(lanes, "a", count=START - 1) == START - 1
+    assert not lanes.end("a", answered=True)
+
+
+def test_the_queue_is_told_of_room_where_it_gave_all_that_was_asked_for() -> None:
+    lanes = Lanes(1024, 64)
+    assert fill(lanes, "a") == START
+    assert lanes.end("a", answered=True)
+
+
+# Leases.
+
+
+def test_what_waits_until_its_lease_would_be_over_is_not_begun_but_given_back() -> None:
+    lanes = Lanes(1024, 64)
+    late, early = claim("a", 1, lease=20), claim("a", 2, lease=21)
+    lanes.add([late, early])
+    assert lanes.begin(LATEST) == early
+    assert lanes.begin(LATEST) is None
+    assert lanes.withdraw(LATEST) == [late]
+    assert (lanes.in_flight, lanes.waiting) == (1, 0)
+
+
+def test_what_waits_for_a_place_is_given_back_in_time() -> None:
+    lanes = Lanes(1, 1)
+    fill(lanes, "a")
+    waiting = claim("b", 1, lease=30)
+    lanes.add([waiting])
+    assert lanes.withdraw(LATEST) == []
+    assert lanes.withdraw(NOW + timedelta(seconds=30)) == [waiting]
+    assert lanes.held == 1
+
+
+def test_what_was_claimed_ahead_of_an_endpoint_that_stops_answering_is_given_back() -> None:
+    lanes = Lanes(1024, 64)
+    prove(lanes, "a", rounds=4)
+    fill(lanes, "a")
+    assert lanes.withdraw(LATEST) == []
+    for _ in range(7):
+        lanes.end("a", answered=False)
+    withdrawn = lanes.withdraw(LATEST)
+    assert len(withdrawn) == 64
+    assert (lanes.in_flight, lanes.waiting) == (57, 0)
+
+
+def test_what_was_given_back_is_asked_for_again_when_there_is_room() -> None:
+    lanes = Lanes(1024, 64)
+    prove(lanes, "a")
+    lanes.room("a")
+    lanes.add(claim_many("a", 20))
+    begun = begin_all(lanes)
+    for _ in begun[:-1]:
+        lanes.end("a", answered=False)
+    assert lanes.withdraw(LATEST)
+    assert lanes.end("a", answered=True)
+
+
+# The end.
+
+
+def test_once_closed_nothing_begins_and_all_that_waits_is_handed_over() -> None:
+    lanes = Lanes(1024, 64)
+    lanes.add([*claim_many("a", 12), claim("b", 1, lease=1)])
+    begun = len(begin_all(lanes))
+    lanes.close()
+    lanes.end("a", answered=True)
+    assert begin_all(lanes) == []
+    assert sorted(each.id for each in lanes.clear()) == ["a-10", "a-11", "a-8", "a-9", "b-1"]
+    assert (begun, lanes.waiting) == (START, 0)
+    assert lanes.clear() == []
+
+
+def test_windows_of_idle_endpoints_are_forgotten_only_beyond_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes_module, "LANES_KEPT", 3)
+    lanes = Lanes(1024, 64)
+    for endpoint_id in ("busy", "old", "new", "newer"):
+        prove(lanes, endpoint_id, rounds=4)
+    fill(lanes, "busy")
+    lanes.withdraw(LATEST)
+    assert [lanes.room(endpoint_id) for endpoint_id in ("old", "new", "newer")] == [START, 128, 128]
+    lanes.end("busy", answered=True)
+    assert lanes.in_flight == 63
+
+
+# All of it, at random.
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_is_lost_or_begun_twice_and_no_limit_is_passed(seed: int) -> None:
+    chance = random.Random(seed)
+    concurrency, limit = chance.choice([(1, 1), (5, 2), (16, 4), (64, 16)])
+    lanes = Lanes(concurrency, limit)
+    backlog = {f"ep_{number}": deque(claim_many(f"ep_{number}", 40)) for number in range(12)}
+    in_flight: list[ClaimedDelivery] = []
+    done: list[str] = []
+    while backlog or lanes.held:
+        for endpoint_id in chance.sample(sorted(backlog), min(4, len(backlog))):
+            due = backlog[endpoint_id]
+            lanes.add([due.popleft() for _ in range(min(len(due), lanes.room(endpoint_id)))])
+            if not due:
+                del backlog[endpoint_id]
+        while (delivery := lanes.begin(LATEST)) is not None:
+            in_flight.append(delivery)
+        assert lanes.in_flight == len(in_flight) <= concurrency
+        assert max(Counter(each.endpoint.id for each in in_flight).values(), default=0) <= limit
+        for each in lanes.withdraw(LATEST):
+            backlog.setdefault(each.endpoint.id, deque()).append(each)
+        chance.shuffle(in_flight)
+        for _ in range(chance.randint(0 if backlog else 1, len(in_flight))):
+            delivery = in_flight.pop()
+            lanes.end(delivery.endpoint.id, answered=chance.choice([True, True, False, None]))
+            done.append(delivery.id)
+    assert sorted(done) == sorted(f"ep_{endpoint}-{number}" for endpoint in range(12) for number in range(40))

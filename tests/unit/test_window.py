@@ -1,0 +1,82 @@
+"""The window of an endpoint: answers widen it, silence narrows it."""
+
+from __future__ import annotations
+
+import pytest
+
+from carehook.dispatch.window import START, Window
+
+
+def fill(window: Window) -> None:
+    """Have as many in flight as may be, all of them answered."""
+    for in_flight in range(1, window.size + 1):
+        window.note(in_flight)
+    for _ in range(window.size):
+        window.grow()
+
+
+def test_it_starts_small_and_doubles_with_each_round_trip_up_to_its_limit() -> None:
+    window = Window(64)
+    sizes = [window.size]
+    for _ in range(4):
+        fill(window)
+        sizes.append(window.size)
+    assert sizes == [START, 16, 32, 64, 64]
+
+
+def test_a_limit_below_the_start_is_kept_from_the_start() -> None:
+    window = Window(3)
+    fill(window)
+    assert window.size == 3
+
+
+def test_it_halves_for_each_request_without_an_answer_and_never_closes() -> None:
+    window = Window(64)
+    for _ in range(3):
+        fill(window)
+    sizes = []
+    for _ in range(8):
+        window.shrink()
+        sizes.append(window.size)
+    assert sizes == [32, 16, 8, 4, 2, 1, 1, 1]
+
+
+def test_one_that_was_down_is_back_after_a_few_round_trips() -> None:
+    window = Window(64)
+    for _ in range(8):
+        window.shrink()
+    sizes = []
+    for _ in range(7):
+        fill(window)
+        sizes.append(window.size)
+    assert sizes == [2, 4, 8, 16, 32, 64, 64]
+
+
+def test_answers_to_fewer_requests_than_it_allows_do_not_widen_it() -> None:
+    window = Window(64)
+    for _ in range(1000):
+        window.note(1)
+        window.grow()
+        window.note(0)
+    assert window.size == START
+    assert window.is_proven
+
+
+def test_what_was_filled_once_does_not_count_after_a_lull() -> None:
+    window = Window(64)
+    fill(window)
+    window.note(0)
+    window.note(1)
+    window.grow()
+    assert window.size == 2 * START
+
+
+@pytest.mark.parametrize("proven_before", [False, True])
+def test_proven_is_what_happened_last(*, proven_before: bool) -> None:
+    window = Window(64)
+    if proven_before:
+        window.grow()
+    window.shrink()
+    assert not window.is_proven
+    window.grow()
+    assert window.is_proven
