@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.servers.nats import NatsServers
 from tests.servers.ports import find_free_port
 from tests.servers.postgres import PostgresServer
 
@@ -33,3 +34,10 @@ def postgres_database(postgres_server: PostgresServer) -> Iterator[str]:
     name = postgres_server.create_database()
     yield name
     postgres_server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def nats_server() -> Iterator[NatsServers]:
+    """One NATS server for all tests of this process; a test that stops or kills one makes its own."""
+    with NatsServers() as server:
+        yield server
