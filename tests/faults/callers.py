@@ -105,6 +105,8 @@ class Callers:
             "type": "chat",
             "patient_code": patient,
             "professional_id": "doctor",
+            # Said, for clocks may jump between the beginning and the end.
+            "start_date": "2024-01-01T00:00:00",
             "speciality": {"id": 1, "name": "Medicina General"},
         }
         self._ask(session, "POST", "/consultations", began, {201})
@@ -113,7 +115,7 @@ class Callers:
         self.reports[report] = self._ask(session, "POST", f"{path}/reports", content, {201})["event_id"]
         self._ask(session, "POST", f"{path}/prescriptions", {"id": "p", "active_substances": ["a"]}, {201})
         # 409: it was finished the first time, and the answer got lost.
-        self._ask(session, "POST", f"{path}/finish", {}, {200, 409})
+        self._ask(session, "POST", f"{path}/finish", {"end_date": "2024-01-01T00:30:00"}, {200, 409})
         self.finished.add(consultation)
 
     def _ask(

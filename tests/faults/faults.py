@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from tests.faults.processes import Process
-from tests.faults.site import Site, Size
+from tests.faults.site import NODES, Site, Size
 from tests.servers.postgres import PostgresServer
 
 Fault = Callable[[Site], None]
@@ -80,6 +80,23 @@ def kill_a_process_of_the_database(site: Site) -> None:
     site.database.kill_backend(site.chance)
 
 
+def kill_a_node(site: Site) -> None:
+    """`kill -9` of one node of NATS; the others go on."""
+    assert site.queue is not None
+    node = site.chance.randrange(NODES)
+    site.queue.kill(node)
+    site.wait_a_while(site.longest_cut)
+    site.queue.start(node)
+
+
+def kill_all_nodes(site: Site) -> None:
+    """`kill -9` of every node of NATS, which are gone for a while, then come back with what they had stored."""
+    assert site.queue is not None
+    site.queue.kill()
+    site.wait_a_while(site.longest_cut)
+    site.queue.start()
+
+
 def fill_the_disk(site: Site) -> None:
     """No room on the disk of the store, until callers were told so and a while longer."""
     assert site.disk is not None
@@ -147,5 +164,6 @@ _POSTGRESQL: Final[Sequence[Fault]] = (
 FAULTS: Final[Mapping[Size, Sequence[Fault]]] = {
     Size.EMBEDDED: _ANYWHERE,
     Size.POSTGRESQL: (*_ANYWHERE, *_POSTGRESQL),
+    Size.JETSTREAM: (*_ANYWHERE, *_POSTGRESQL, kill_a_node, kill_all_nodes),
 }
 """All that can befall a site of each size that is on a network."""

@@ -56,9 +56,9 @@ class Process:
         self._signal(SIGTERM)
         return self._process.wait(_PATIENCE)
 
-    def count_in_log(self, event: str) -> int:
-        """How many lines of its log tell of an event."""
-        return self._log_path.read_text(errors="replace").count(f'"event":"{event}"')
+    def count_in_log(self, field: str, value: str) -> int:
+        """How many lines of its log have a field with that value."""
+        return self._log_path.read_text(errors="replace").count(f'"{field}":"{value}"')
 
     def _signal(self, number: int) -> None:
         if self._process is not None:

@@ -27,6 +27,7 @@ from tests.faults.processes import ROOT, Process, wait_until
 from tests.faults.recipients import NEVER, Api, FailingReceiver, Registered
 from tests.servers.hosts import THIS_MACHINE, Host
 from tests.servers.namespaces import Disk, NamespacedHost, Network
+from tests.servers.nats import NatsServers
 from tests.servers.postgres import PostgresServer
 
 LEASE: Final = 45.0
@@ -34,6 +35,9 @@ LEASE: Final = 45.0
 
 SHORT_LEASE: Final = 3.0
 """Seconds; runs that wait for the end of leases need not wait for long."""
+
+NODES: Final = 3
+"""Of NATS, as in production."""
 
 _SCHEDULE: Final = ",".join(["0.2"] * 1000)
 """Retries at once and for ever, as far as a run goes."""
@@ -52,6 +56,7 @@ class Size(StrEnum):
 
     EMBEDDED = "embedded"
     POSTGRESQL = "postgresql"
+    JETSTREAM = "jetstream"
 
 
 class Site:
@@ -77,6 +82,7 @@ class Site:
         self.hosts: list[NamespacedHost] = []
         self.disk: Disk | None = None
         self.database: PostgresServer | None = None
+        self.queue: NatsServers | None = None
         self.clock = FileClock(folder / "clock")
         self._folder = folder
         self._home = folder / "home"
@@ -135,6 +141,8 @@ class Site:
         def is_ready() -> bool:
             if self.database is not None and not self.database.is_running():
                 self.database.restart()
+            if self.queue is not None:
+                self.queue.start()
             for process in self.processes:
                 process.start()
             return self.api.is_ready()
@@ -213,7 +221,12 @@ class Site:
             PostgresServer(host, lambda path, user, group: self._add_disk(host, path, user, group))
         )
         self._database_name = self.database.create_database()
-        return {"CAREHOOK_DATABASE_URL": self.database.plain_url(self._database_name)}
+        settings = {"CAREHOOK_DATABASE_URL": self.database.plain_url(self._database_name)}
+        if self.size is Size.JETSTREAM:
+            hosts = [self._add_host(f"queue{number}") for number in range(NODES)]
+            self.queue = stack.enter_context(NatsServers(NODES, hosts=hosts))
+            settings["CAREHOOK_QUEUE_URL"] = self.queue.url
+        return settings
 
     def _add_disk(self, host: Host, path: Path, user: int, group: int) -> None:
         if isinstance(host, NamespacedHost):

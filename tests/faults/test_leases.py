@@ -16,7 +16,7 @@ from tests.faults.recipients import NEVER, FailingReceiver
 from tests.faults.site import RECEIVERS, Site, Size
 from tests.servers.hosts import Host
 
-_LATE: Final = "result_came_after_its_lease"
+_LATE: Final = ("event", "result_came_after_its_lease")
 _HELD: Final = 3
 
 
@@ -51,7 +51,7 @@ def test_results_of_a_worker_that_stood_still_past_its_leases_do_not_count(tmp_p
         with site.build_load() as callers:
             site.suffer(freeze_a_worker)
         account = site.settle(callers)
-        late = sum(worker.count_in_log(_LATE) for worker in site.workers)
+        late = sum(worker.count_in_log(*_LATE) for worker in site.workers)
     assert account.holds(), account
     assert account.interrupted >= late > 0
     assert callers.repeated == callers.unavailable == 0
@@ -69,7 +69,7 @@ def test_an_answer_that_comes_after_the_lease_has_ended_does_not_count(
         with site.build_load(publishers=1) as callers:
             wait_until(late.have_come_again, "second request of what is held")
             late.release()
-            wait_until(lambda: sum(each.count_in_log(_LATE) for each in site.delivering), "late result")
+            wait_until(lambda: sum(each.count_in_log(*_LATE) for each in site.delivering), "late result")
         account = site.settle(callers)
     assert account.holds(), account
     assert account.repeated >= _HELD

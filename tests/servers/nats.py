@@ -14,12 +14,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.servers.ports import find_free_port
+from tests.servers.hosts import THIS_MACHINE, Host
 
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 10.0
@@ -44,26 +45,31 @@ class NatsOptions:
 
 @dataclass
 class _Node:
-    """One server of one or several; `routes` lead to all nodes of its cluster."""
+    """One server of one or several, on its host; `routes` lead to all nodes of its cluster."""
 
     name: str
     directory: Path
     options: NatsOptions
-    routes: tuple[int, ...] = ()
-    port: int = field(default_factory=find_free_port)
-    _monitor_port: int = field(default_factory=find_free_port)
+    host: Host
+    port: int
+    route: str
+    routes: Sequence[str]
     _process: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self._monitor_port = self.host.choose_port()
+        self._monitor = f"http://127.0.0.1:{self.host.reach(self._monitor_port)}/healthz"
 
     @property
     def is_running(self) -> bool:
         return self._process is not None
 
-    def spawn(self, route: int | None) -> None:
+    def spawn(self) -> None:
         configuration = self.directory / f"{self.name}.conf"
-        configuration.write_text(self._build_configuration(route))
+        configuration.write_text(self._build_configuration())
         with (self.directory / f"{self.name}.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [Path(sysconfig.get_path("scripts")) / "nats-server", "--config", configuration],
+                **self.host.build_call([_find_program(), "--config", configuration]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -89,7 +95,7 @@ class _Node:
         if self._process is None or self._process.poll() is not None:
             raise RuntimeError(f"NATS did not start:\n{self.read_log()}")
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._monitor_port}/healthz", timeout=1) as answer:
+            with urllib.request.urlopen(self._monitor, timeout=1) as answer:
                 return bool(json.load(answer)["status"] == "ok")
         except (urllib.error.URLError, OSError, ValueError):
             return False
@@ -101,36 +107,45 @@ class _Node:
     def _pid_file(self) -> Path:
         return self.directory / f"{self.name}.pid"
 
-    def _build_configuration(self, route: int | None) -> str:
+    def _build_configuration(self) -> str:
         options = self.options
         lines = [
             f"server_name: {self.name}",
-            f"listen: 127.0.0.1:{self.port}",
-            f"http: 127.0.0.1:{self._monitor_port}",
+            f"listen: {self.host.address}:{self.port}",
+            f"http: {self.host.address}:{self._monitor_port}",
         ]
         if options.jetstream:
             sync = f", sync_interval: {options.sync_interval}" if options.sync_interval else ""
             store = self.directory / self.name
             lines.append(f'jetstream {{ store_dir: "{store}", max_mem: 64MB, max_file: 1GB{sync} }}')
-        if route is not None:
-            routes = ", ".join(f'"nats-route://127.0.0.1:{each}"' for each in self.routes)
-            lines.append(f"cluster {{ name: carehook, listen: 127.0.0.1:{route}, routes: [{routes}] }}")
+        if self.route:
+            routes = ", ".join(f'"nats-route://{each}"' for each in self.routes)
+            lines.append(f"cluster {{ name: carehook, listen: {self.route}, routes: [{routes}] }}")
         lines += [block for block in (options.authorization, options.tls) if block]
         return "\n".join(lines)
 
 
-class NatsServers:
-    """Some servers with a directory of their own; `with` starts them, and removes all of it at the end."""
+def _find_program() -> Path:
+    return Path(sysconfig.get_path("scripts")) / "nats-server"
 
-    def __init__(self, count: int = 1, options: NatsOptions | None = None) -> None:
+
+class NatsServers:
+    """Some servers with a directory of their own; `with` starts them, and removes all of it at the end.
+
+    Each is on one of `hosts`, by default all on this machine.
+    """
+
+    def __init__(self, count: int = 1, options: NatsOptions | None = None, hosts: Sequence[Host] | None = None) -> None:
         self._count = count
+        self._hosts = hosts or [THIS_MACHINE] * count
         self._options = options or NatsOptions()
 
     def __enter__(self) -> Self:
         self._directory = Path(tempfile.mkdtemp(prefix="carehook-nats-"))
-        self._routes = tuple(find_free_port() for _ in range(self._count)) if self._count > 1 else ()
+        routes = [f"{host.address}:{host.choose_port()}" for host in self._hosts] if self._count > 1 else []
         self._nodes = [
-            _Node(f"n{number}", self._directory, self._options, self._routes) for number in range(self._count)
+            _Node(f"n{number}", self._directory, self._options, host, host.choose_port(), route, routes)
+            for number, (host, route) in enumerate(zip(self._hosts, routes or [""], strict=True))
         ]
         self._watchdog = subprocess.Popen(
             ["/bin/sh", "-c", WATCHDOG, "watchdog", self._directory],
@@ -159,13 +174,14 @@ class NatsServers:
 
     def url_of(self, number: int = 0, *, credentials: str = "", scheme: str = "nats") -> str:
         """The address of one server, with `user:password` or a token where it asks for them."""
-        return f"{scheme}://{credentials}{'@' if credentials else ''}127.0.0.1:{self._nodes[number].port}"
+        node = self._nodes[number]
+        return f"{scheme}://{credentials}{'@' if credentials else ''}{node.host.address}:{node.port}"
 
     def start(self, *numbers: int) -> None:
         """Start those of the servers that do not run, or all; returns when they serve."""
         for number in numbers or range(self._count):
             if not self._nodes[number].is_running:
-                self._nodes[number].spawn(self._routes[number] if self._routes else None)
+                self._nodes[number].spawn()
         deadline = time.monotonic() + START_TIMEOUT
         while not all(node.is_healthy() for node in self._nodes if node.is_running):
             if time.monotonic() > deadline:
