@@ -11,23 +11,25 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from carehook.bootstrap import build_ledger, build_queue
 from carehook.ids import ATTEMPT, DELIVERY, EVENT, new_id
 from carehook.ledger.database import Database, parse_database_url
-from carehook.ledger.ledger_sql import LedgerSql
 from carehook.ledger.port import Ledger, Queue
-from carehook.ledger.queue_sql import QueueSql
 from carehook.ledger.records import (
+    Additions,
     Attempt,
     AttemptOutcome,
     ClaimedDelivery,
     Delivery,
     Endpoint,
     FinishedAttempt,
+    Known,
+    Lane,
     NewDelivery,
     Organization,
     StoredEvent,
 )
-from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
+from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -49,8 +51,9 @@ class Store:
         """A store that is closed with `opened`."""
         database = Database(parse_database_url(url))
         opened.push_async_callback(database.close)
-        queue = QueueSql(database)
-        return cls(LedgerSql(database, queue.wake), queue, database, opened)
+        queue = build_queue(database)
+        opened.push_async_callback(queue.close)
+        return cls(build_ledger(database, queue.announce), queue, database, opened)
 
     async def second(self) -> Store:
         """The same store as another process sees it."""
@@ -60,13 +63,13 @@ class Store:
         async with self.ledger.transaction() as tx:
             await tx.organizations.add(Organization(organization_id, "Insurer", NOW))
 
-    async def add_endpoints(self, *ids: str, status: EndpointStatus = EndpointStatus.ACTIVE) -> None:
+    async def add_endpoints(self, *ids: str, **fields: Any) -> None:
         """Endpoints of the organization, which is made with them where there is none."""
         async with self.ledger.transaction() as tx:
             if not await tx.organizations.existing([ORGANIZATION]):
                 await tx.organizations.add(Organization(ORGANIZATION, "Insurer", NOW))
             for each in ids:
-                await tx.endpoints.add(build_endpoint(each, status=status))
+                await tx.endpoints.add(build_endpoint(each, **fields))
 
     async def publish(
         self, *endpoint_ids: str, due_at: datetime = NOW, state: DeliveryState = DeliveryState.PENDING
@@ -79,6 +82,28 @@ class Store:
                 build_delivery(event, endpoint_id, state) for event, endpoint_id in zip(new, endpoint_ids, strict=True)
             ]
             await tx.deliveries.add(made)
+        return [delivery.id for delivery in made]
+
+    async def accept(
+        self, *endpoint_ids: str, patient: str | None = None, now: datetime = NOW, organization_id: str = ORGANIZATION
+    ) -> list[str]:
+        """Accept one event a delivery, as intake does: held and in order as the endpoints ask; the deliveries' ids."""
+        made: list[NewDelivery] = []
+
+        def decide(known: Known) -> Additions:
+            present = {endpoint.id: endpoint for endpoint in known.endpoints}
+            accepted = [
+                build_event(now, organization_id=organization_id, patient_key=patient)
+                for endpoint_id in endpoint_ids
+                if endpoint_id in present
+            ]
+            recipients = [present[each] for each in endpoint_ids if each in present]
+            made[:] = [
+                build_delivery_for(event, endpoint) for event, endpoint in zip(accepted, recipients, strict=True)
+            ]
+            return Additions(accepted, made, {})
+
+        await self.ledger.accept([organization_id], [], decide, now)
         return [delivery.id for delivery in made]
 
     async def claim(
@@ -97,6 +122,10 @@ class Store:
             return 0 if endpoint_id in passing_over else per_endpoint
 
         return await self.queue.claim(limit, room=room, now=now, lease=lease)
+
+    async def claim_known(self, limit: int = 100, *, now: datetime = NOW) -> Sequence[ClaimedDelivery]:
+        """Claim what this process was told of, without a look at the whole store."""
+        return await self.queue.claim(limit, room=lambda _: 100, now=now, lease=LEASE)
 
     async def claim_one(self, now: datetime = NOW) -> ClaimedDelivery:
         [claimed] = await self.claim(now=now)
@@ -133,6 +162,17 @@ class Store:
             found = await tx.endpoints.get(endpoint_id)
         assert found is not None
         return found
+
+    async def lane(self, endpoint_id: str) -> Lane:
+        async with self.ledger.snapshot() as tx:
+            return (await tx.endpoints.lanes([endpoint_id]))[endpoint_id]
+
+    async def change(self, endpoint_id: str, **fields: Any) -> None:
+        """Change an endpoint as the directory does."""
+        async with self.ledger.transaction() as tx:
+            endpoint = await tx.endpoints.get(endpoint_id, lock=True)
+            assert endpoint is not None
+            await tx.endpoints.update(replace(endpoint, **fields))
 
     async def set_status(self, endpoint_id: str, status: EndpointStatus) -> None:
         """Pause, resume or delete as the directory does: the endpoint first, then its deliveries."""
@@ -200,10 +240,19 @@ def build_delivery(event: StoredEvent, endpoint_id: str, state: DeliveryState = 
     )
 
 
+def build_delivery_for(event: StoredEvent, endpoint: Endpoint) -> NewDelivery:
+    """A delivery as intake makes it: held where the endpoint does not receive, in order where it asks for it."""
+    active = endpoint.status == EndpointStatus.ACTIVE
+    delivery = build_delivery(event, endpoint.id, DeliveryState.PENDING if active else DeliveryState.HELD)
+    return replace(delivery, order_key=event.patient_key if endpoint.ordering is Ordering.PATIENT else None)
+
+
 def build_finished(
     claimed: ClaimedDelivery,
     transition: Transition = Transition.SUCCEED,
     *,
+    started_at: datetime = NOW,
+    outcome: AttemptOutcome = AttemptOutcome.RESPONDED,
     due_at: datetime | None = None,
     spends_retry: bool | None = None,
     disable_reason: str | None = None,
@@ -218,9 +267,9 @@ def build_finished(
             id=new_id(ATTEMPT),
             delivery_id=claimed.id,
             number=claimed.attempt_count + 1,
-            started_at=NOW,
+            started_at=started_at,
             duration=0.25,
-            outcome=AttemptOutcome.RESPONDED,
+            outcome=outcome,
             status_code=200 if succeeded else 500,
             reason=None if succeeded else "500 Internal Server Error",
             sealed_excerpt=None if succeeded else b"\x00excerpt",

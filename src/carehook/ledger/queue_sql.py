@@ -61,6 +61,9 @@ class QueueSql:
 
     async def wait(self, *, at_most: timedelta) -> None:
         """Wait for `wake`, for what falls due, or for as long as another process's work may go unseen."""
+        if self._agenda.has_ready():
+            # The last claim did not come to them, or they had more than it might take.
+            return
         try:
             await asyncio.wait_for(self._news.wait(), min(at_most.total_seconds(), self._until_next_due()))
         except TimeoutError:
@@ -82,9 +85,6 @@ class QueueSql:
         self._last_claim = now, time.monotonic()
         await self._survey_now_and_then(now)
         asked = self._agenda.take(limit, room, now)
-        if self._agenda.has_ready():
-            # More endpoints than this claim may look at: should these have nothing, the next claim must not wait.
-            self._news.set()
         if not asked:
             return []
         share = max(1, limit // len(asked))
