@@ -66,15 +66,18 @@ def test_what_is_due_later_has_no_age() -> None:
 def test_counts_and_times_are_by_type_and_outcome() -> None:
     metrics = Metrics()
     metrics.events_accepted.labels("patient_report_sent").inc(2)
-    metrics.attempts.labels("failed").inc()
-    metrics.attempt_seconds.observe(0.02)
-    metrics.delivery_seconds.observe(1.5)
+    metrics.count_attempts("failed", [0.02])
+    metrics.count_attempts("succeeded", [0.025, 100_000.0])
+    metrics.delivery_seconds.observe([1.5])
     samples = read(metrics)
     assert samples["carehook_events_accepted_total", "patient_report_sent"] == 2
     assert samples["carehook_attempts_total", "failed"] == 1
-    assert samples["carehook_attempt_seconds_count", ""] == 1
-    assert samples["carehook_attempt_seconds_bucket", "0.025"] == 1
+    assert samples["carehook_attempts_total", "succeeded"] == 2
+    assert samples["carehook_attempt_seconds_count", ""] == 3
     assert samples["carehook_attempt_seconds_bucket", "0.01"] == 0
+    assert samples["carehook_attempt_seconds_bucket", "0.025"] == 2, "a bucket holds what is as long as its bound"
+    assert samples["carehook_attempt_seconds_bucket", "86400.0"] == 2
+    assert samples["carehook_attempt_seconds_bucket", "+Inf"] == 3
     assert samples["carehook_delivery_seconds_sum", ""] == 1.5
 
 

@@ -5,11 +5,11 @@ Neither holds a payload, a secret or a URL: reasons are Carehook's own sentences
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from carehook.ledger.records import AttemptOutcome, ClaimedDelivery, FinishedAttempt
-from carehook.ledger.states import Transition
 from carehook.logs import log_all
 from carehook.metrics import Metrics
 
@@ -25,7 +25,7 @@ class Result(NamedTuple):
     @property
     def outcome(self) -> str:
         """In a word: succeeded, failed (the status says no), unreachable, blocked or interrupted."""
-        if self.finished.transition is Transition.SUCCEED:
+        if self.finished.succeeded:
             return "succeeded"
         outcome = self.finished.attempt.outcome
         return "failed" if outcome is AttemptOutcome.RESPONDED else outcome.value
@@ -39,7 +39,12 @@ class Result(NamedTuple):
 
 def observe(results: Sequence[Result], metrics: Metrics) -> None:
     """Count attempts, and write a line about each."""
-    metrics.count_attempts((each.outcome, each.finished.attempt.duration, each.since_accepted) for each in results)
+    durations: defaultdict[str, list[float]] = defaultdict(list)
+    for each in results:
+        durations[each.outcome].append(each.finished.attempt.duration)
+    for outcome, took in durations.items():
+        metrics.count_attempts(outcome, took)
+    metrics.delivery_seconds.observe(each.since_accepted for each in results if each.finished.succeeded)
     log_all(_LOGGER, "attempt", map(_build_line, results))
 
 
