@@ -83,11 +83,8 @@ async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 async def test_a_server_that_is_not_there() -> None:
     port = find_free_port()
     said = await refuse(f"postgresql://carehook:hunter2@127.0.0.1:{port}/carehook")
-    assert said.startswith(
-        f"the database postgresql+asyncpg://carehook:***@127.0.0.1:{port}/carehook does not answer: "
-    )
-    assert "hunter2" not in said
-    assert "\n" not in said
+    address = f"postgresql://carehook:***@127.0.0.1:{port}/carehook"
+    assert said == f"the database {address} does not answer: connection refused"
 
 
 async def test_a_wrong_password(postgres_server: PostgresServer) -> None:

@@ -8,6 +8,7 @@ parameters of its statement, for bodies are among them.
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -132,10 +133,8 @@ class Database:
 
     def _explain(self, error: Exception) -> LedgerUnavailable:
         """One sentence, for the operator, about a store that does not answer; without its password."""
-        cause = " ".join(str(getattr(error, "orig", None) or error).split())
-        return LedgerUnavailable(
-            f"the database {self.url.render_as_string(hide_password=True)} does not answer: {cause}"
-        )
+        url = self.url.set(drivername=self.url.get_backend_name())
+        return LedgerUnavailable(f"the database {url.render_as_string(hide_password=True)} {describe_error(error)}")
 
     async def close(self) -> None:
         """Close every connection."""
@@ -148,6 +147,22 @@ class Database:
 
 _UNUSABLE_CLASSES: Final = frozenset({"08", "53", "57", "58"})
 """PostgreSQL's classes of errors that say nothing about the statement: connection, resources, operator, system."""
+
+
+_NOT_LET_IN: Final = frozenset({"28000", "28P01", "3D000"})
+"""PostgreSQL's errors about the user, the password and the name of the database."""
+
+
+def describe_error(error: Exception) -> str:
+    """What a store does instead of answering: "does not answer: connection refused"."""
+    cause = getattr(error, "orig", None) or error
+    words = " ".join(str(cause).split())
+    if getattr(cause, "sqlstate", None) in _NOT_LET_IN:
+        return f"refuses: {words}"
+    if isinstance(cause, OSError) and cause.errno:
+        # Of a name that is unknown the number is negative; of the rest Python's text repeats the address.
+        words = (os.strerror(cause.errno) if cause.errno > 0 else cause.strerror or words).lower()
+    return f"does not answer: {words or 'it took too long'}"
 
 
 def _is_the_stores_fault(error: sa.exc.DBAPIError) -> bool:
