@@ -22,6 +22,7 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from carehook.ledger import sqlite_driver
+from carehook.ledger.connections_postgresql import UNUSABLE_CLASSES, Connections
 from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.sessions import Session, SessionSqlalchemy, SqliteWriter, end
 
@@ -75,6 +76,7 @@ class Database:
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._session_writer: SqliteWriter | None = None
+        self._connections: Connections | None = None
         if self.is_sqlite:
             self._reader = _create_sqlite_engine(url, pool_size=pool_size, read_only=True)
             self._writer = _create_sqlite_engine(url, pool_size=1, read_only=False)
@@ -85,6 +87,14 @@ class Database:
             self._turn = nullcontext()
             self._writer = create_async_engine(url, pool_size=pool_size, pool_pre_ping=True, hide_parameters=True)
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            self._connections = Connections(url, self._writer.dialect, self.explain)
+
+    @property
+    def connections(self) -> Connections:
+        """Connections straight to PostgreSQL's driver."""
+        if self._connections is None:
+            raise TypeError("a SQLite database has no connections to PostgreSQL")
+        return self._connections
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -107,7 +117,7 @@ class Database:
             async with self._turn:
                 return await self._session_writer.run(work, durable=durable)
         except sqlite3.OperationalError as error:
-            raise self._explain(error) from error
+            raise self.explain(error) from error
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -120,18 +130,18 @@ class Database:
         try:
             connection = await engine.connect()
         except (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise self._explain(error) from error
+            raise self.explain(error) from error
         try:
             yield connection
         except sa.exc.DBAPIError as error:
             if _is_the_stores_fault(error):
-                raise self._explain(error) from error
+                raise self.explain(error) from error
             raise
         finally:
             # A connection whose transaction was cancelled goes back to the pool all the same.
             await end(connection.close())
 
-    def _explain(self, error: Exception) -> LedgerUnavailable:
+    def explain(self, error: Exception) -> LedgerUnavailable:
         """One sentence, for the operator, about a store that does not answer; without its password."""
         url = self.url.set(drivername=self.url.get_backend_name())
         return LedgerUnavailable(f"the database {url.render_as_string(hide_password=True)} {describe_error(error)}")
@@ -140,13 +150,11 @@ class Database:
         """Close every connection."""
         if self._session_writer is not None:
             await self._session_writer.close()
+        if self._connections is not None:
+            await self._connections.close()
         await self._reader.dispose()
         if self._writer is not self._reader:
             await self._writer.dispose()
-
-
-_UNUSABLE_CLASSES: Final = frozenset({"08", "53", "57", "58"})
-"""PostgreSQL's classes of errors that say nothing about the statement: connection, resources, operator, system."""
 
 
 _NOT_LET_IN: Final = frozenset({"28000", "28P01", "3D000"})
@@ -167,7 +175,7 @@ def describe_error(error: Exception) -> str:
 
 def _is_the_stores_fault(error: sa.exc.DBAPIError) -> bool:
     state = getattr(error.orig, "sqlstate", None) or ""
-    return isinstance(error, sa.exc.OperationalError) or error.connection_invalidated or state[:2] in _UNUSABLE_CLASSES
+    return isinstance(error, sa.exc.OperationalError) or error.connection_invalidated or state[:2] in UNUSABLE_CLASSES
 
 
 def _open_sqlite(url: URL) -> sqlite3.Connection:

@@ -1,0 +1,141 @@
+"""The queue's statements on PostgreSQL. Each goes from arrays by index to the rows they name, and to no others.
+
+Rows are locked in the order of their ids where they are waited for, as everyone locks them.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Final
+
+from carehook.ledger.states import TRANSITIONS, Transition, is_final
+
+CLAIM: Final = """
+WITH candidates AS (
+    SELECT endpoints.id, endpoints.revision, room,
+           max_in_flight IS NOT NULL OR rate_limit IS NOT NULL OR opened_at IS NOT NULL AS is_limited
+    FROM unnest($1::text[], $2::bigint[]) AS given (id, room)
+    JOIN endpoints USING (id)
+    JOIN lanes ON endpoint_id = endpoints.id
+    WHERE status = 'active'
+), due AS (
+    SELECT due.id, revision
+    FROM candidates
+    CROSS JOIN LATERAL (
+        SELECT deliveries.id
+        FROM deliveries
+        WHERE endpoint_id = candidates.id AND state = 'pending' AND lease_until IS NULL AND due_at <= $3
+            AND (order_key IS NULL OR NOT EXISTS (
+                SELECT FROM deliveries AS earlier
+                WHERE earlier.endpoint_id = deliveries.endpoint_id AND earlier.order_key = deliveries.order_key
+                    AND earlier.position < deliveries.position
+                    AND earlier.order_key IS NOT NULL AND (earlier.state = 'pending' OR earlier.state = 'held')
+            ))
+        ORDER BY due_at
+        LIMIT room
+        -- What another claim is leasing, or a cancellation has locked, is passed over.
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS due
+    WHERE NOT is_limited
+), leased AS (
+    UPDATE deliveries
+    SET leased_at = $3, lease_until = $4, lease_token = lease_token + 1
+    FROM due
+    WHERE deliveries.id = due.id
+    RETURNING deliveries.id, lease_token, attempt_count, failure_count, due_at, event_id, event_type, endpoint_id,
+              revision
+)
+-- Each body comes once, with the first of its event's deliveries.
+SELECT leased.*, events.created_at AS accepted_at,
+       CASE WHEN row_number() OVER (PARTITION BY event_id) = 1 THEN body END AS body
+FROM leased
+JOIN events ON events.id = event_id
+UNION ALL
+-- Those that are to be leased by their limits.
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, id, revision, NULL, NULL
+FROM candidates
+WHERE is_limited
+"""
+
+
+def _build_next_state() -> str:
+    """The table of transitions, for the results that an attempt can have. What is not in it stays as it is."""
+    results = (Transition.SUCCEED, Transition.RESCHEDULE, Transition.EXHAUST)
+    cases = [
+        f"WHEN state = '{before}' AND transition = '{transition}' THEN '{leaving[transition]}'"
+        for before, leaving in TRANSITIONS.items()
+        for transition in results
+        if transition in leaving
+    ]
+    return "CASE " + " ".join(cases) + " ELSE state END"
+
+
+_FINAL: Final = ", ".join(f"'{state}'" for state in TRANSITIONS if is_final(state))
+
+FINISH: Final = f"""
+WITH found AS (
+    SELECT given.*, order_key IS NOT NULL AS is_ordered, {_build_next_state()} AS next_state
+    FROM unnest($1::text[], $2::bigint[], $3::text[], $4::timestamptz[], $5::boolean[], $6::text[], $7::integer[],
+                $8::timestamptz[], $9::double precision[], $10::text[], $11::integer[], $12::text[], $13::bytea[])
+        AS given (id, lease_token, transition, new_due_at, spends_retry, attempt_id, number,
+                  started_at, duration, outcome, status_code, reason, sealed_excerpt)
+    JOIN deliveries USING (id, lease_token)
+    WHERE lease_until IS NOT NULL
+    ORDER BY deliveries.id
+    -- Under the lock the row is read anew: a cancellation that was waited for is in the state that the result meets.
+    FOR NO KEY UPDATE OF deliveries
+), moved AS (
+    UPDATE deliveries
+    SET state = next_state,
+        due_at = CASE WHEN next_state IN ({_FINAL}) THEN NULL ELSE new_due_at END,
+        finished_at = CASE WHEN next_state IN ({_FINAL}) THEN $15::timestamptz END,
+        leased_at = NULL,
+        lease_until = NULL,
+        attempt_count = number,
+        failure_count = failure_count + spends_retry::integer,
+        last_attempt_at = started_at
+    FROM found
+    WHERE deliveries.id = found.id
+    RETURNING found.*, deliveries.due_at
+), recorded AS (
+    INSERT INTO attempts (delivery_id, number, id, started_at, duration, outcome, status_code, reason, sealed_excerpt)
+    SELECT id, number, attempt_id, started_at, duration, outcome, status_code, reason, sealed_excerpt
+    FROM moved
+)
+-- With the endpoints whose lanes know of failures, which a success would end.
+SELECT id, lease_token, due_at, is_ordered,
+       ARRAY(SELECT endpoint_id FROM lanes WHERE endpoint_id = ANY ($14::text[]) AND failure_streak > 0) AS failing
+FROM moved
+"""  # noqa: S608 (of our own table alone)
+
+take_result = attrgetter(
+    "delivery_id",
+    "lease_token",
+    "transition.value",
+    "due_at",
+    "spends_retry",
+    "attempt.id",
+    "attempt.number",
+    "attempt.started_at",
+    "attempt.duration",
+    "attempt.outcome.value",
+    "attempt.status_code",
+    "attempt.reason",
+    "attempt.sealed_excerpt",
+)
+"""The values of a result, as `FINISH` takes them column by column."""
+
+RESULT_WIDTH: Final = 13
+
+GIVE_BACK: Final = """
+UPDATE deliveries
+SET leased_at = NULL, lease_until = NULL
+FROM (
+    SELECT id
+    FROM unnest($1::text[], $2::bigint[]) AS given (id, lease_token)
+    JOIN deliveries USING (id, lease_token)
+    ORDER BY deliveries.id
+    FOR NO KEY UPDATE OF deliveries
+) AS found
+WHERE deliveries.id = found.id
+"""
