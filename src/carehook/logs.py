@@ -22,6 +22,8 @@ import structlog
 from pydantic import SecretBytes, SecretStr
 from structlog.typing import EventDict, Processor
 
+from carehook.clock import utc_now
+
 MASK: Final = "********"
 
 _SENSITIVE: Final = (
@@ -56,7 +58,7 @@ def configure_logs(level: str, stream: BinaryIO, *, for_people: bool = False, co
         processors=[
             structlog.contextvars.merge_contextvars,
             _add_origin,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _add_timestamp,
             mask,
             describe_exception,
             render,
@@ -140,8 +142,15 @@ def _add_origin(logger: _LineLogger, method: str, event: EventDict) -> EventDict
     return event
 
 
+def _add_timestamp(_logger: object, _method: str, event: EventDict) -> EventDict:
+    event["timestamp"] = utc_now().isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return event
+
+
 def mask(_logger: object, _method: str, event: EventDict) -> EventDict:
     """Mask what must not get out, wherever it stands in the values."""
+    if not _has_sensitive(tuple(event)) and _PLAIN_TYPES.issuperset(map(type, event.values())):
+        return event
     for name, value in event.items():
         if name in _OWN:
             continue
@@ -163,6 +172,11 @@ def _mask_value(value: object) -> object:
     if isinstance(value, list | tuple | set | frozenset):
         return [_mask_value(inner) for inner in value]
     return value
+
+
+@lru_cache(maxsize=1024)
+def _has_sensitive(names: tuple[str, ...]) -> bool:
+    return any(_is_sensitive(name) for name in names if name not in _OWN)
 
 
 @lru_cache(maxsize=1024)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import structlog
 from pydantic import BaseModel, SecretStr, ValidationError
+from structlog.testing import capture_logs
 
-from carehook.logs import MASK, configure_logs, describe_exception, mask
+from carehook.logs import MASK, configure_logs, describe_exception, log_all, mask
 from carehook.refusals import NotFound
 
 LEAK = "the-patient-has-a-rash"
@@ -53,6 +54,50 @@ def test_a_line_says_what_when_how_bad_and_where(stream: io.BytesIO) -> None:
         "duration_ms": 1.5,
         "reason": None,
     }
+
+
+def test_many_lines_at_once_are_as_if_each_had_been_logged(stream: io.BytesIO) -> None:
+    fields: list[dict[str, Any]] = [
+        {"delivery_id": "dlv_1", "duration_ms": 1.5},
+        {"delivery_id": "dlv_2", "client_secret": LEAK},
+    ]
+    log_all("carehook.attempt", "attempt", [dict(each) for each in fields])
+    for each in fields:
+        structlog.get_logger("carehook.attempt").info("attempt", **each)
+    lines = read(stream)
+    assert all(line.pop("timestamp").endswith("Z") for line in lines)
+    assert lines[:2] == lines[2:]
+    assert lines[1]["client_secret"] == MASK
+
+
+def test_many_lines_at_once_are_one_write_and_none_below_the_level() -> None:
+    class Counting(io.BytesIO):
+        writes = 0
+
+        def write(self, data: Any) -> int:
+            self.writes += 1
+            return super().write(data)
+
+    configure_logs("info", stream := Counting())
+    log_all("carehook.attempt", "attempt", [{"attempt": number} for number in range(100)])
+    assert (stream.writes, len(read(stream))) == (1, 100)
+    configure_logs("warning", stream := Counting())
+    log_all("carehook.attempt", "attempt", [{"attempt": 1}])
+    assert stream.writes == 0
+
+
+def test_many_lines_at_once_are_captured_and_shown_to_people_too() -> None:
+    with capture_logs() as logs:
+        log_all("carehook.attempt", "attempt", [{"attempt": 1}, {"attempt": 2}])
+    assert [(each["event"], each["attempt"], each["log_level"]) for each in logs] == [
+        ("attempt", 1, "info"),
+        ("attempt", 2, "info"),
+    ]
+    stream = io.BytesIO()
+    configure_logs("info", stream, for_people=True)
+    log_all("carehook.attempt", "attempt", [{"attempt": 1, "token": LEAK}])
+    assert "attempt=1" in stream.getvalue().decode()
+    assert LEAK not in stream.getvalue().decode()
 
 
 def test_what_is_below_the_level_is_not_logged(stream: io.BytesIO) -> None:
