@@ -127,10 +127,11 @@ class QueuePostgresql(QueueSql):
             now,
         )
         left = {(row["id"], row["lease_token"]) for row in rows}
-        failing = frozenset(rows[0]["failing"]) if rows else frozenset[str]()
+        failing = set(rows[0]["failing"]) if rows else set[str]()
         counted = [each for each in once if _take_lease(each) in left]
+        failing |= {each.endpoint_id for each in counted if each.blames_endpoint}
         to_disable = await self._follow(
-            [each for each in counted if each.blames_endpoint or each.endpoint_id in failing],
+            [each for each in counted if each.endpoint_id in failing],
             [(row["id"], row["due_at"]) for row in rows if row["is_ordered"]],
             now,
         )
