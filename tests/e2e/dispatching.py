@@ -228,6 +228,15 @@ class Platform:
 
         await eventually(reached, f"{count} deliveries {state}")
 
+    async def wait_for_attempted(self, count: int, endpoint_id: str | None = None) -> None:
+        """Return once so many deliveries have been attempted."""
+
+        async def reached() -> bool:
+            deliveries = await self.list_deliveries(endpoint_id)
+            return sum(1 for each in deliveries if each.attempt_count) >= count
+
+        await eventually(reached, f"{count} deliveries attempted")
+
     async def wait_for_attempts(self, count: int, endpoint_id: str | None = None) -> DeliveryDetailView:
         """The one delivery, once it has so many attempts."""
 
