@@ -1,45 +1,95 @@
-"""`carehook bench` runs to its end; how fast it is on this machine is nobody's test."""
+"""`carehook bench` runs to its end on real servers; how fast it is on this machine is nobody's test."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from carehook.cli.bench.report import Figure
-from carehook.cli.bench.table import build_cell
+from carehook.cli.bench.report import Report
+from tests.servers.contents import list_databases, list_streams
 from tests.servers.installation import Installation
+from tests.servers.nats import NatsServers
+from tests.servers.postgres import PostgresServer
+
+TINY = ("--scale", "0.002")
 
 
-def test_a_small_benchmark_measures_every_scenario(tmp_path: Path) -> None:
-    installation = Installation(tmp_path)
+@pytest.fixture
+def installation(tmp_path: Path) -> Installation:
+    return Installation(tmp_path)
+
+
+def test_a_tiny_benchmark_measures_every_scenario(installation: Installation) -> None:
     listed = [line.split("\t")[0] for line in installation.run("bench", "--list").stdout.splitlines()]
 
-    report = installation.read("bench", "--scale", "0.002")
+    report = Report.model_validate(installation.read("bench", *TINY))
 
-    assert report["failures"] == []
-    assert {figure["scenario"] for figure in report["figures"]} - {"all of them"} <= set(listed)
-    assert [figure["name"] for figure in report["figures"] if not figure["value"] > 0] == []
-    assert [ceiling["name"] for ceiling in report["ceilings"] if not ceiling["after"] > 0] == []
+    assert report.failures == []
+    assert [setup.name for setup in report.setups] == ["embedded"]
+    measured = {figure.scenario for figure in report.figures} - {"all of them"}
+    assert measured == set(listed) - {"embedded", "postgresql", "postgresql-apart", "jetstream"}
+    assert [figure.name for figure in report.figures if not figure.value > 0] == []
+    assert [figure.name for figure in report.figures if figure.target is not None] == []
+    assert [ceiling.name for ceiling in report.ceilings] == ["1 KB", "2 KB", "2 KB, TLS", "20 KB"]
+    assert [ceiling.name for ceiling in report.ceilings if not (ceiling.before > 0 and ceiling.after > 0)] == []
+
+
+async def test_servers_are_measured_apart_and_left_as_they_were(
+    installation: Installation, postgres_server: PostgresServer, nats_server: NatsServers, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    before = await list_databases(postgres_server), await list_streams(nats_server.url)
+
+    printed = installation.run(
+        *("bench", *TINY, "--only", "deliver", "--on", "jetstream", "--keep", str(kept)),
+        CAREHOOK_DATABASE_URL=postgres_server.plain_url(),
+        CAREHOOK_QUEUE_URL=nats_server.url,
+    ).stdout
+
+    assert (await list_databases(postgres_server), await list_streams(nats_server.url)) == before
+    (result,) = kept.glob("*.json")
+    report = Report.model_validate_json(result.read_text())
+    assert [setup.name for setup in report.setups] == ["jetstream"]
+    assert "fsync=off" in report.setups[0].store
+    delivered, share, memory = report.figures
+    assert set(delivered.cpu or ()) == {"api", "worker", "receiver", "load", "others"}
+    assert share.value == pytest.approx(delivered.value / report.ceilings[0].value)
+    assert memory.value > 20
+    header = next(line for line in printed.splitlines() if line.startswith("figure\t"))
+    assert header.split("\t")[1:] == [setup.title for setup in report.setups]
+    texts = list(ElementTree.fromstring(result.with_suffix(".svg").read_text()).itertext())
+    assert report.setups[0].title in texts
 
 
 @pytest.mark.parametrize(
-    ("value", "is_limit", "is_met", "shown"),
+    ("arguments", "said"),
     [
-        (1234.5, False, True, "1,234 (met: ≥ 1,000)"),
-        (12.5, True, False, "12.50 (missed: ≤ 1,000)"),
+        (["--only", "delivery"], "delivery is none of deliver, deliver-tls"),
+        (["--on", "sqlite"], "sqlite is none of embedded, postgresql"),
+        (["--on", "postgresql"], "needs --database-url"),
+        (["--on", "jetstream", "--database-url", "postgresql://user@host/name"], "jetstream --queue-url"),
     ],
 )
-def test_what_is_wanted_stands_beside_a_figure(value: float, is_limit: bool, is_met: bool, shown: str) -> None:
-    figure = Figure(
-        scenario="deliver",
-        setup="embedded",
-        name="rate",
-        value=value,
-        unit="events/s",
-        target=1000,
-        is_limit=is_limit,
-        is_met=is_met,
-    )
+def test_what_cannot_be_chosen_is_refused(installation: Installation, arguments: list[str], said: str) -> None:
+    refused = installation.run("bench", *arguments, code=2).stderr
 
-    assert build_cell(figure) == shown
+    assert said in " ".join(refused.replace("│", " ").split())
+
+
+def test_a_server_that_is_away_is_said_in_a_sentence(installation: Installation, free_port: int) -> None:
+    url = f"postgresql://user:very-secret@127.0.0.1:{free_port}/name"
+
+    done = installation.run("bench", *TINY, "--only", "deliver", "--database-url", url, code=1)
+
+    assert "The PostgreSQL server cannot be used" in done.stderr
+    assert "very-secret" not in done.stdout + done.stderr
+
+
+def test_the_scenarios_are_listed_with_what_they_do(installation: Installation) -> None:
+    lines = installation.run("bench", "--list").stdout.splitlines()
+
+    assert "deliver\t2 KB bodies in batches of 500 to one endpoint" in lines
+    assert json.dumps(lines).count("JetStream") == 1

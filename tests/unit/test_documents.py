@@ -1,18 +1,21 @@
 """Documents that cannot lie: what they say of settings, states, rooms and commands is compared with the code."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
 import carehook
+from bench import document
+from carehook.cli.bench.plot import build_plot
+from carehook.cli.bench.setups import SETUPS
 from carehook.config import Settings
 from carehook.events import CATALOGUE
 from carehook.ledger.states import TRANSITIONS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+BENCHMARKS = ROOT / "bench" / "README.md"
 ARCHITECTURE = ROOT / "ARCHITECTURE.md"
 DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 
@@ -92,12 +95,31 @@ def test_the_readme_names_every_event_type() -> None:
     assert [name for name in CATALOGUE if name not in readme] == []
 
 
-def test_the_readme_has_the_figures_of_a_result_that_is_kept() -> None:
-    results = sorted((ROOT / "bench" / "results").glob("*-embedded.json"))
-    report = json.loads(results[-1].read_text())
-    readme = README.read_text()
+@pytest.mark.parametrize("name", document.DOCUMENTS)
+def test_what_a_document_says_was_measured_is_the_newest_result(name: str) -> None:
+    newest = document.find_newest()
 
-    for figure in report["figures"]:
-        value = f"{figure['value']:,.0f}" if figure["value"] >= 100 else f"{figure['value']:.2f}"
-        assert f"| {figure['name']} | {value} {figure['unit']}".rstrip() in readme
-    assert report["machine"]["measured_at"][:10] in readme
+    written = document.find_block((ROOT / name).read_text())
+
+    assert written == document.DOCUMENTS[name](document.read_report(newest), newest.stem)
+
+
+def test_every_result_has_its_plot() -> None:
+    for result in document.RESULTS.glob("*.json"):
+        assert result.with_suffix(".svg").read_text() == build_plot(document.read_report(result))
+
+
+def test_the_readme_of_benchmarks_names_every_setup() -> None:
+    named = re.findall(r"^\| ([^|]+?) \| `?carehook|^\| ([^|]+?) \| the same", BENCHMARKS.read_text(), re.MULTILINE)
+
+    assert [one or other for one, other in named] == [setup.title for setup in SETUPS]
+
+
+def test_what_was_measured_is_replaced_and_nothing_else() -> None:
+    readme = README.read_text()
+    block = document.find_block(readme)
+
+    replaced = document.replace_block(readme, "\nanything\n")
+
+    assert document.find_block(replaced) == "\nanything\n"
+    assert document.replace_block(replaced, block) == readme

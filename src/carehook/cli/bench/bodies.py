@@ -32,7 +32,7 @@ def build_event(size: BodySize = BodySize.USUAL) -> bytes:
     report = payload if size is BodySize.SMALL else payload["reports"][0]
     text: str = report["content"]["plan"]
     missing = _BYTES[size] - len(orjson.dumps(event))
-    report["content"]["plan"] = text + (" " + text) * (missing // (len(text) + 1))
+    report["content"]["plan"] = text + (f" {text}" * (missing // len(text) + 1))[:missing]
     return orjson.dumps(event)
 
 

@@ -15,14 +15,16 @@ from carehook.cli.bench.measured import name_share
 from carehook.cli.bench.report import Figure, Report, format_target, format_value
 
 WIDTH: Final = 1000
-BARS_LEFT: Final = 330
-BARS_WIDTH: Final = 400
+BARS_LEFT: Final = 306
+BARS_WIDTH: Final = 330
+_VALUES_RIGHT: Final = BARS_LEFT + BARS_WIDTH + 64
 _MARGIN: Final = 32
 _BAR: Final = 13
 _BAR_PITCH: Final = 16
 _ROW_GAP: Final = 12
 _LINE: Final = 16
-_LABEL_CHARACTERS: Final = 44
+_LABEL_CHARACTERS: Final = 42
+_JUDGED_WIDTH: Final = 112
 _COLORS: Final = {"embedded": "#3b6ea5", "postgresql": "#7fb069", "postgresql-apart": "#2f7f5f", "jetstream": "#c97b2e"}
 _OTHER_COLOR: Final = "#777777"
 _INK: Final = "#1d2730"
@@ -105,22 +107,18 @@ def _draw_panel(panel: Panel, figures: Sequence[Figure], report: Report, y: int,
 
 
 def _draw_bar(figure: Figure, share: float | None, y: int, scale: float) -> Iterator[str]:
-    width = figure.value * scale
     color = _COLORS.get(figure.setup, _OTHER_COLOR)
-    yield f'<rect x="{BARS_LEFT}" y="{y}" width="{width:.1f}" height="{_BAR}" rx="2" fill="{color}"/>'
-    end = BARS_LEFT + width
+    yield f'<rect x="{BARS_LEFT}" y="{y}" width="{figure.value * scale:.1f}" height="{_BAR}" rx="2" fill="{color}"/>'
+    yield _text(_VALUES_RIGHT, y + 11, format_value(figure.value), weight=600, anchor="end")
+    x = _VALUES_RIGHT + 12
     if figure.target is not None:
         tick = BARS_LEFT + figure.target * scale
         yield f'<path d="M{tick:.1f} {y - 2}v{_BAR + 4}" stroke="{_INK}" stroke-width="2"/>'
-        end = max(end, tick)
-    yield _text(end + 8, y + 11, format_value(figure.value), weight=600)
-    end += 16 + 7.5 * len(format_value(figure.value))
-    if figure.target is not None:
         judged = f"{'met' if figure.is_met else 'missed'}: {format_target(figure)}"
-        yield _text(end, y + 11, judged, color=_MET if figure.is_met else _MISSED)
-        end += 8 + 6.5 * len(judged)
+        yield _text(x, y + 11, judged, color=_MET if figure.is_met else _MISSED)
+        x += _JUDGED_WIDTH
     if share is not None:
-        yield _text(end, y + 11, f"{share:.2f} of the ceiling", color=_MUTED)
+        yield _text(x, y + 11, f"{share:.2f} of the ceiling", color=_MUTED)
 
 
 def _group(figures: Sequence[Figure]) -> list[tuple[str, list[Figure]]]:
@@ -130,6 +128,8 @@ def _group(figures: Sequence[Figure]) -> list[tuple[str, list[Figure]]]:
     return list(rows.items())
 
 
-def _text(x: float, y: float, text: str, *, size: int = 12, weight: int = 400, color: str = _INK) -> str:
-    look = f'font-size="{size}" font-weight="{weight}" fill="{color}"'
+def _text(
+    x: float, y: float, text: str, *, size: int = 12, weight: int = 400, color: str = _INK, anchor: str = "start"
+) -> str:
+    look = f'font-size="{size}" font-weight="{weight}" fill="{color}" text-anchor="{anchor}"'
     return f'<text x="{x:.1f}" y="{y:.1f}" {look}>{escape(text)}</text>'

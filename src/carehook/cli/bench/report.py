@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Final
 
 from pydantic import BaseModel
 
@@ -51,7 +52,10 @@ class SetupRun(BaseModel):
 
 
 class Figure(BaseModel):
-    """What was measured in a setup, and what is wanted of it; `is_limit`: at most rather than at least."""
+    """What was measured in a setup, and what is wanted of it; `is_limit`: at most rather than at least.
+
+    `cpu` is the share of a core that each role took meanwhile.
+    """
 
     scenario: str
     setup: str
@@ -87,22 +91,26 @@ class Report(BaseModel):
     failures: list[Failure] = []
 
 
+SMALLEST_JUDGED: Final = 0.1
+"""The scale from which on figures are judged. Below it, starting up is most of what is measured."""
+
+
 def build_figures(
-    scenario: str, setup: str, measured: Iterable[Measured], ceilings: Sequence[CeilingFigure]
+    scenario: str, setup: str, measured: Iterable[Measured], ceilings: Sequence[CeilingFigure], scale: float
 ) -> list[Figure]:
     """The figures of a scenario: what it measured, each rate followed by its share of its ceiling."""
     figures = []
     for each in measured:
-        figures.append(_judge(scenario, setup, each))
+        figures.append(_judge(scenario, setup, each, scale))
         ceiling = next((ceiling for ceiling in ceilings if ceiling.name == each.ceiling), None)
         if ceiling is not None:
             share = Measured(name_share(each.name), each.value / ceiling.value, "")
-            figures.append(_judge(scenario, setup, share))
+            figures.append(_judge(scenario, setup, share, scale))
     return figures
 
 
-def _judge(scenario: str, setup: str, measured: Measured) -> Figure:
-    target = find_target(measured.name, setup)
+def _judge(scenario: str, setup: str, measured: Measured, scale: float) -> Figure:
+    target = find_target(measured.name, setup) if scale >= SMALLEST_JUDGED else None
     return Figure(
         scenario=scenario,
         setup=setup,

@@ -83,7 +83,7 @@ async def run_benchmark(plan: Plan, tell: Progress) -> Report:
         machine=machine,
         setups=[setup for setup in setups if any(name == setup.name for _, name, _ in findings.measured)],
         ceilings=found,
-        figures=_build_figures(findings, found),
+        figures=_build_figures(findings, found, plan.scale),
         failures=findings.failures,
     )
 
@@ -120,7 +120,7 @@ async def _run_backlogs(
             if plan.servers.database is not None and settings.database_url is not None:
                 await DatabaseServer(plan.servers.database).settle(settings.database_url)
 
-        async with open_carehook(settings) as carehook:
+        async with open_carehook(settings, create=True) as carehook:
             measured = await backlog.measure_backlogs(
                 carehook, plan.backlogs, settle, lambda what: tell(f"{setup.title}: {what}")
             )
@@ -139,9 +139,9 @@ async def _describe_setup(setup: Setup, servers: Servers) -> SetupRun:
     return SetupRun(name=setup.name, title=setup.title, store=store)
 
 
-def _build_figures(findings: Findings, ceilings: Sequence[CeilingFigure]) -> list[Figure]:
+def _build_figures(findings: Findings, ceilings: Sequence[CeilingFigure], scale: float) -> list[Figure]:
     return [
         figure
         for scenario, setup, measured in findings.measured
-        for figure in build_figures(scenario, setup, measured, ceilings)
+        for figure in build_figures(scenario, setup, measured, ceilings, scale)
     ]

@@ -86,7 +86,6 @@ async def make_store(
         if setup.needs_queue and servers.queue is not None:
             environment["CAREHOOK_QUEUE_URL"] = servers.queue.get_secret_value()
             made.push_async_callback(delete_stream, servers.queue, open_keyring(build_settings(environment)).key_id)
-        await run_carehook("migrate", environment=environment)
         yield environment
 
 
@@ -97,7 +96,7 @@ async def start_setup(
     """Carehook on a fresh store, with an operator's token, ended with the block."""
     async with AsyncExitStack() as started:
         environment = await started.enter_async_context(make_store(setup, servers, certificates, folder))
-        token = await _make_operator(environment)
+        token = await _prepare_store(environment) if setup.is_apart else None
         processes, url = {}, ""
         for role, arguments in _list_processes(setup, servers.workers):
             log = folder / f"{role}.log"
@@ -107,8 +106,9 @@ async def start_setup(
             )
             processes[role] = process.pid
             if role != "worker":
-                url = (await read_announcement(process, name, log))["url"]
-        yield Carehook(url, token, processes, setup.worker_role, client)
+                announced = await read_announcement(process, name, log)
+                url, token = announced["url"], token or announced["first_operator_token"]
+        yield Carehook(url, token or "", processes, setup.worker_role, client)
 
 
 def build_settings(environment: Mapping[str, str]) -> Settings:
@@ -123,7 +123,9 @@ def _list_processes(setup: Setup, workers: int) -> list[tuple[str, list[str]]]:
     return [("api", ["api", "--json"]), ("worker", ["worker", "--processes", str(workers)])]
 
 
-async def _make_operator(environment: dict[str, str]) -> str:
+async def _prepare_store(environment: Mapping[str, str]) -> str:
+    """Make the tables and an operator's token, as `carehook serve` would by itself; the token."""
+    await run_carehook("migrate", environment=environment)
     made = await run_carehook("token", "create", "--role", "operator", "--json", environment=environment)
     token: str = orjson.loads(made)["token"]
     return token

@@ -1,8 +1,8 @@
 """Where a run keeps its data: a database of its own on a server, dropped at the end, or a folder.
 
 The law of this module: a database that this run did not make is not touched. A new one is made under a random name,
-which fails where there is one, and is marked; it is dropped only while it bears this very mark. A stream has the name of
-the run's own encryption key.
+which fails where there is one, and is marked; it is dropped only while it bears this very mark. A stream has the name
+of the run's own encryption key.
 """
 
 from __future__ import annotations

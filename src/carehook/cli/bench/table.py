@@ -18,6 +18,8 @@ def print_report(report: Report) -> None:
     _print_lines(build_ceiling_lines(report))
     print()
     _print_lines(build_figure_lines(report))
+    print()
+    _print_lines(build_cpu_lines(report))
     for failure in report.failures:
         say(f"{failure.scenario} could not be measured on {failure.setup}: {failure.reason}")
 
@@ -36,6 +38,19 @@ def build_figure_lines(report: Report) -> list[list[str]]:
     for name, unit in names:
         cells = [build_cell(found.get((name, setup.name))) for setup in report.setups]
         lines.append([f"{name}, {unit}" if unit else name, *cells])
+    return lines
+
+
+def build_cpu_lines(report: Report) -> list[list[str]]:
+    """The header and a line a figure whose processor time is known, of cells: each role's share of a core."""
+    known = [figure for figure in report.figures if figure.cpu]
+    roles = list(dict.fromkeys(role for figure in known for role in figure.cpu or ()))
+    titles = {setup.name: setup.title for setup in report.setups}
+    lines = [["shares of a core", "setup", *roles]]
+    for figure in known:
+        shares = figure.cpu or {}
+        cells = [f"{shares[role]:.2f}" if role in shares else "" for role in roles]
+        lines.append([figure.name, titles[figure.setup], *cells])
     return lines
 
 

@@ -12,6 +12,9 @@ from typing import Final
 _PROC: Final = Path("/proc")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
+LOAD: Final = "load"
+"""The process that makes the load."""
+
 OTHERS: Final = "others"
 """Whatever else ran on the machine, such as a database server and the kernel's own work."""
 
@@ -55,7 +58,7 @@ class CpuMeter:
 
     def __init__(self, roles: Mapping[str, int]) -> None:
         self._families = {role: find_family(pid) for role, pid in roles.items()}
-        self._families["load"] = [os.getpid()]
+        self._families[LOAD] = [os.getpid()]
         self._begun = time.monotonic()
         self._before = self._sample()
 

@@ -49,7 +49,7 @@ async def accept_single(bench: Bench) -> Sequence[Measured]:
 async def accept_batches(bench: Bench) -> Sequence[Measured]:
     """Events accepted per second in batches of 500, for an organization without endpoints."""
     organization = await bench.carehook.make_organization([])
-    batch_events = bench.count(BATCH, 50) if bench.scale < 1 else BATCH
+    batch_events = bench.choose(BATCH, 50)
     batch = build_batch(BodySize.USUAL, batch_events)
     batches = bench.count(_BATCHES, BATCH_CALLERS)
 

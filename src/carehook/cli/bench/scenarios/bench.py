@@ -9,6 +9,7 @@ from carehook.cli.bench.carehook import Carehook
 from carehook.cli.bench.ceiling import Ceiling
 from carehook.cli.bench.measured import Measured
 from carehook.cli.bench.receiving import Receiver
+from carehook.cli.bench.report import SMALLEST_JUDGED
 from carehook.cli.bench.usage import CpuMeter
 
 
@@ -27,6 +28,10 @@ class Bench:
     def count(self, usual: int, least: int) -> int:
         """How many of what is usually `usual`: as the run's scale says, at least `least`."""
         return max(least, round(usual * self.scale))
+
+    def choose(self, usual: int, tiny: int) -> int:
+        """`usual`, which makes the figure what its name says, or `tiny` in a run that judges nothing."""
+        return usual if self.scale >= SMALLEST_JUDGED else tiny
 
     def meter(self) -> CpuMeter:
         """Measure from now on what each process takes of the processors."""

@@ -26,14 +26,14 @@ async def suffer_hanging_neighbours(bench: Bench) -> Sequence[Measured]:
     """
     healthy = await bench.carehook.make_organization([bench.receiver.url(number) for number in range(_HEALTHY)])
     hanging = await bench.carehook.make_organization(
-        [bench.neighbour.url(number, delay=None) for number in range(bench.count(_HANGING, 5))]
+        [bench.neighbour.url(number, delay=None) for number in range(bench.choose(_HANGING, 5))]
     )
-    events = bench.count(_SECONDS * _EVENTS_PER_SECOND, 20)
+    events = bench.count(_SECONDS * _EVENTS_PER_SECOND, 10)
     await measure_latencies(healthy, bench.receiver, bench.count(_EVENTS_PER_SECOND, 10), _EVENTS_PER_SECOND)
     without = await measure_latencies(healthy, bench.receiver, events, _EVENTS_PER_SECOND)
-    batch_events = min(BATCH, bench.count(_DUE_EACH, 20))
-    for _ in range(bench.count(_DUE_EACH, 20) // batch_events):
-        await hanging.publish_batch(build_batch(BodySize.USUAL, batch_events))
+    batch = build_batch(BodySize.USUAL, bench.choose(BATCH, 10))
+    for _ in range(_DUE_EACH // BATCH):
+        await hanging.publish_batch(batch)
     beside = await measure_latencies(healthy, bench.receiver, events, _EVENTS_PER_SECOND)
     await hanging.delete_endpoints()
     p99_without, p99_beside = pick_percentile(without, 0.99), pick_percentile(beside, 0.99)
