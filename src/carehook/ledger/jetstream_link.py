@@ -6,7 +6,6 @@ That a session is over is told once, and once that there is another; what happen
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -78,8 +77,7 @@ class Link:
             self._is_up.clear()
             _log.warning("jetstream_lost", reason=reason, until_then="the database is asked instead")
             on_change(False)
-            with contextlib.suppress(Exception):
-                await session.close()
+            await session.close()
             self._enter(await self._reopen())
             _log.warning("jetstream_back", seconds=round(time.monotonic() - down_since, 1))
             on_change(True)

@@ -8,6 +8,9 @@ Laws:
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
 import random
 import ssl
 from collections.abc import Callable, Sequence
@@ -23,6 +26,7 @@ DEFAULT_PORT: Final = 4222
 
 _CONNECT_SECONDS: Final = 3
 _PING_SECONDS: Final = 5
+_DISCONNECT_SECONDS: Final = 1
 _EXAMPLE: Final = "write it as nats://user:password@host:4222, several separated by commas"
 
 CLIENT_ERRORS: Final = (nats.errors.Error, OSError, TimeoutError, ValueError)
@@ -50,6 +54,10 @@ class JetStreamUnavailable(Exception):
 
 class Unreachable(JetStreamUnavailable):
     """No server could be connected to."""
+
+
+class _NotEncrypted(ConnectionError):
+    """A server that should does not speak TLS."""
 
 
 def parse_queue_url(text: str) -> Sequence[Server]:
@@ -146,22 +154,33 @@ async def _connect(server: Server, tls: ssl.SSLContext, on_closed: Callable[[], 
         _require_tls(server, client)
     except nats.errors.NoServersError:
         # Its own words are that it gave up; why is what it had told before.
+        await disconnect(client)
         raise causes[-1] if causes else OSError("does not answer") from None
     except BaseException:
-        await client.close()
+        await disconnect(client)
         raise
     return client
+
+
+async def disconnect(client: Client) -> None:
+    """Close a connection, whatever state it is in."""
+    # The client waits without end for a connection whose TLS handshake failed to say that it has ended.
+    with contextlib.suppress(*CLIENT_ERRORS):
+        async with asyncio.timeout(_DISCONNECT_SECONDS):
+            await client.close()
 
 
 def _require_tls(server: Server, client: Client) -> None:
     """Raises where a connection to be encrypted is not offered to be: the client would go on in clear."""
     if server.encrypted and not client._server_info.get("tls_required"):
-        raise ConnectionError("does not offer TLS")
+        raise _NotEncrypted
 
 
 def describe_error(error: BaseException) -> str:
     """What went wrong, as the end of a sentence that a server's address begins; nothing secret is in it."""
     match error:
+        case _NotEncrypted():
+            return "does not offer TLS"
         case ssl.SSLCertVerificationError():
             return f"has a certificate that is not trusted: {error.verify_message}"
         case ssl.SSLError():
@@ -170,8 +189,10 @@ def describe_error(error: BaseException) -> str:
             return "does not answer in time"
         case nats.errors.Error():
             return _describe_refusal(str(error).removeprefix("nats: ").strip("' \r\n"))
+        case OSError(errno=int(number)) if number > 0:
+            return f"does not answer: {os.strerror(number).lower()}"
         case OSError():
-            return f"does not answer: {(error.strerror or str(error)).lower()}"
+            return f"does not answer: {(error.strerror or 'the connection failed').lower()}"
     return "answers as no NATS server does"
 
 

@@ -16,14 +16,28 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
-from carehook.ledger.jetstream_servers import CLIENT_ERRORS, Server, Unreachable, connect, describe_error
-from carehook.ledger.jetstream_stream import CONSUMER, OLDEST_SERVER, Announcement, Stream, StreamUnusable, prepare
+from carehook.ledger.jetstream_servers import (
+    CLIENT_ERRORS,
+    Server,
+    Unreachable,
+    connect,
+    describe_error,
+    disconnect,
+)
+from carehook.ledger.jetstream_stream import (
+    CONSUMER,
+    OLDEST_SERVER,
+    Announcement,
+    Stream,
+    StreamNotReady,
+    StreamUnusable,
+    prepare,
+)
 
 FETCHED_AT_ONCE: Final = 100
 
 _REQUEST_SECONDS: Final = 3
 _PUBLISH_SECONDS: Final = 5
-_CLOSE_SECONDS: Final = 2
 _EXPIRES: Final = 10.0
 _HEARTBEAT: Final = 1.0
 _SILENCE: Final = 3 * _HEARTBEAT
@@ -83,7 +97,13 @@ class Session:
             raise StreamUnusable(
                 f"the NATS server is version {version.major}.{version.minor}; Carehook needs {oldest} or newer"
             )
-        await prepare(self._jetstream, self._stream, clustered=bool(self._client._server_info.get("cluster")))
+        try:
+            await prepare(self._jetstream, self._stream, clustered=bool(self._client._server_info.get("cluster")))
+        except StreamNotReady:
+            # The server does not answer what a user may not ask.
+            if "permissions violation" in str(self._client.last_error).lower():
+                raise StreamUnusable("the NATS user may not use JetStream: allow it $JS.API.> and _INBOX.>") from None
+            raise
 
     def end(self, reason: str) -> None:
         """Say that it is over; the first reason counts."""
@@ -100,11 +120,7 @@ class Session:
     async def close(self) -> None:
         """End it, and the connection."""
         self.end("it was closed")
-        try:
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await self._client.close()
-        except CLIENT_ERRORS:
-            return
+        await disconnect(self._client)
 
     async def publish(self, announcements: Iterable[Announcement]) -> None:
         """Return when all are stored. Raises `SessionOver`."""

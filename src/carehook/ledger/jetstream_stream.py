@@ -26,7 +26,7 @@ from nats.js.api import (
     StreamConfig,
     StreamInfo,
 )
-from nats.js.errors import APIError, BadRequestError, NotFoundError, ServiceUnavailableError
+from nats.js.errors import APIError, BadRequestError, NotFoundError, ServerError, ServiceUnavailableError
 
 from carehook.ledger.jetstream_servers import JetStreamUnavailable
 
@@ -149,7 +149,7 @@ async def _find_or_add(jetstream: JetStreamContext, wanted: StreamConfig) -> Str
 async def _prepare_consumer(jetstream: JetStreamContext, stream: Stream) -> None:
     try:
         await jetstream.add_consumer(stream.name, stream.build_consumer_config())
-    except BadRequestError as error:
+    except (BadRequestError, ServerError) as error:
         raise StreamUnusable(
             f"the consumer {CONSUMER} of the stream {stream.name} has other settings than Carehook's "
             f"({error.description}): remove it (nats consumer rm {stream.name} {CONSUMER}) and start again"
@@ -171,7 +171,7 @@ def find_objections(found: StreamConfig, wanted: StreamConfig) -> Iterator[str]:
     if found.sealed or found.mirror or found.sources:
         yield "it is sealed, or copies other streams"
     if (found.num_replicas or 1) < (wanted.num_replicas or 1):
-        yield f"it has {found.num_replicas} replicas, not {wanted.num_replicas}"
+        yield f"it has {found.num_replicas or 1} replicas, not {wanted.num_replicas}"
 
 
 def _build_refusal(name: str, objections: Sequence[str]) -> str:
