@@ -1,20 +1,29 @@
 """The migrations make the very schema that the tables describe, on each database, however many processes migrate."""
 
 import asyncio
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy.engine import Connection
 
+from carehook.ledger import schema
 from carehook.ledger.database import Database, parse_database_url
+from carehook.ledger.records import Lane
 from carehook.ledger.schema import HEAD, migrate, read_version
-from carehook.ledger.tables import metadata
-from tests.conformance.store import Store
+from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
+from carehook.ledger.tables import deliveries, endpoints, events, metadata, organizations
+from tests.conformance.store import LEASE, NOW, ORGANIZATION, SECOND, Store, build_finished
 from tests.servers.postgres import PostgresServer
 
 SQLITE_DEFINITIONS = "SELECT name, sql FROM sqlite_master WHERE name != 'alembic_version' AND sql IS NOT NULL"
@@ -106,3 +115,149 @@ async def test_several_processes_may_migrate_at_once(empty_url: str) -> None:
     database = Database(parse_database_url(empty_url))
     assert await read_version(database) == HEAD
     await database.close()
+
+
+def upgrade_to(connection: Connection, version: str) -> None:
+    """Bring a store to a version that was current once."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, version)
+
+
+@dataclass(frozen=True)
+class OldDelivery:
+    """A delivery as schema 0001 has it."""
+
+    id: str
+    state: DeliveryState
+    due_at: datetime | None
+    is_leased: bool = False
+    failure_count: int = 0
+
+
+OLD_DELIVERIES = (
+    OldDelivery("dlv_pending", DeliveryState.PENDING, NOW),
+    OldDelivery("dlv_retrying", DeliveryState.PENDING, NOW + SECOND, failure_count=1),
+    OldDelivery("dlv_leased", DeliveryState.PENDING, NOW, is_leased=True),
+    OldDelivery("dlv_held", DeliveryState.HELD, NOW),
+    OldDelivery("dlv_succeeded", DeliveryState.SUCCEEDED, None),
+    OldDelivery("dlv_exhausted", DeliveryState.EXHAUSTED, None, failure_count=9),
+    OldDelivery("dlv_cancelled", DeliveryState.CANCELLED, None),
+)
+
+
+def fill_old(connection: Connection) -> None:
+    """Rows as version 0001 wrote them, with none of the columns that came later."""
+
+    def insert(table: sa.Table, **values: Any) -> None:
+        connection.execute(sa.insert(table).values(values))
+
+    insert(organizations, id=ORGANIZATION, name="Insurer", created_at=NOW)
+    for endpoint_id, status in (("ep_1", "active"), ("ep_2", "paused"), ("ep_3", "deleted")):
+        insert(
+            endpoints,
+            id=endpoint_id,
+            organization_id=ORGANIZATION,
+            url="https://insurer.example/hook",
+            description="",
+            event_types=["patient_report_sent"],
+            status=status,
+            sealed_secrets=b"\x00sealed",
+            created_at=NOW,
+            updated_at=NOW,
+        )
+    for old in OLD_DELIVERIES:
+        event_id = old.id.replace("dlv", "evt")
+        insert(
+            events,
+            id=event_id,
+            organization_id=ORGANIZATION,
+            type="patient_report_sent",
+            occurred_on=1.5,
+            body=b"{}",
+            is_test=False,
+            created_at=NOW,
+        )
+        insert(
+            deliveries,
+            id=old.id,
+            event_id=event_id,
+            endpoint_id="ep_2" if old.state is DeliveryState.HELD else "ep_1",
+            organization_id=ORGANIZATION,
+            event_type="patient_report_sent",
+            state=old.state,
+            due_at=old.due_at,
+            leased_at=NOW if old.is_leased else None,
+            lease_until=NOW + LEASE if old.is_leased else None,
+            lease_token=int(old.is_leased),
+            failure_count=old.failure_count,
+            created_at=NOW,
+        )
+
+
+@pytest.fixture
+async def upgraded(empty_url: str) -> AsyncIterator[Store]:
+    """A store that was at schema 0001, with something of everything in it, and was brought up to date."""
+    old = Database(parse_database_url(empty_url))
+    async with old.write() as connection:
+        await connection.run_sync(upgrade_to, "0001")
+        await connection.run_sync(fill_old)
+    assert await read_version(old) == "0001"
+    await migrate(old)
+    await old.close()
+    async with contextlib.AsyncExitStack() as opened:
+        yield await Store.open(empty_url, opened)
+
+
+async def test_an_upgrade_keeps_every_delivery_as_it_is(upgraded: Store) -> None:
+    await upgraded.ledger.check()
+    for old in OLD_DELIVERIES:
+        found = await upgraded.delivery(old.id)
+        assert (found.state, found.due_at, found.failure_count) == (old.state, old.due_at, old.failure_count)
+        assert found.lease_until == (NOW + LEASE if old.is_leased else None)
+    async with upgraded.ledger.snapshot() as tx:
+        event = await tx.events.get("evt_pending")
+    assert event is not None
+    assert (event.body, event.patient_key) == (b"{}", None)
+
+
+async def test_an_upgrade_gives_each_endpoint_a_clean_lane_and_no_limits(upgraded: Store) -> None:
+    endpoint = await upgraded.endpoint("ep_1")
+    assert (endpoint.max_in_flight, endpoint.rate_limit, endpoint.ordering, endpoint.revision) == (
+        None,
+        None,
+        Ordering.NONE,
+        0,
+    )
+    async with upgraded.ledger.snapshot() as tx:
+        assert await tx.endpoints.lanes(["ep_1", "ep_2", "ep_3"]) == dict.fromkeys(["ep_1", "ep_2", "ep_3"], Lane())
+
+
+async def test_after_an_upgrade_what_was_there_is_delivered(upgraded: Store) -> None:
+    assert [each.id for each in await upgraded.claim()] == ["dlv_pending"]
+    assert [each.id for each in await upgraded.claim(now=NOW + SECOND)] == ["dlv_retrying"]
+    # The lease of the old version's worker runs out as any other.
+    end = NOW + SECOND + LEASE
+    assert await upgraded.queue.recover_lost(end) == 3
+    claimed = {each.id: each for each in await upgraded.claim(now=end)}
+    assert claimed.keys() == {"dlv_pending", "dlv_retrying", "dlv_leased"}
+    assert claimed["dlv_leased"].lease_token == 2
+    results = [build_finished(each, Transition.EXHAUST) for each in claimed.values()]
+    assert await upgraded.queue.finish(results, end) == [True] * 3
+    assert (await upgraded.lane("ep_1")).failure_streak == 3
+    await upgraded.set_status("ep_2", EndpointStatus.ACTIVE)
+    assert [each.id for each in await upgraded.claim()] == ["dlv_held"]
+
+
+async def test_after_an_upgrade_limits_and_order_can_be_asked_for(upgraded: Store) -> None:
+    await upgraded.change("ep_1", ordering=Ordering.PATIENT, max_in_flight=2)
+    first, second = await upgraded.accept("ep_1", "ep_1", patient="ann")
+    claimed = await upgraded.claim()
+    # What is of no known patient is in no order; with the lease from before there is room for one.
+    assert [each.id for each in claimed] == ["dlv_pending"]
+    await upgraded.queue.finish([build_finished(each) for each in claimed], NOW)
+    [claimed_first] = await upgraded.claim()
+    assert claimed_first.id == first
+    await upgraded.queue.recover_lost(NOW + LEASE)
+    assert second not in {each.id for each in await upgraded.claim(now=NOW + LEASE)}
