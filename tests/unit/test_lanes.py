@@ -160,6 +160,25 @@ def test_however_many_endpoints_hang_others_find_a_place(hogs: int, rounds: int)
         assert fill(lanes, f"new_{number}") >= 1
 
 
+def test_endpoints_that_never_answered_take_half_of_the_places_but_for_one_request_each() -> None:
+    lanes = Lanes(1024, 64)
+    for number in range(60):
+        fill(lanes, f"dead_{number}")
+    assert lanes.in_flight == 60 * START
+    for number in range(60):
+        fill(lanes, f"more_dead_{number}")
+    assert 512 <= lanes.in_flight <= 512 + 60
+
+
+@pytest.mark.parametrize("first", ["proven", "new"])
+def test_whether_an_endpoint_has_answered_does_not_decide_among_equals(first: str) -> None:
+    lanes = Lanes(1024, 64)
+    prove(lanes, "proven")
+    second = "new" if first == "proven" else "proven"
+    lanes.add([claim(first, 1), claim(second, 1), claim(first, 2)])
+    assert begin_all(lanes) == [first, second, first]
+
+
 def test_one_endpoint_alone_gets_its_limit_of_a_worker_with_the_usual_limits() -> None:
     lanes = Lanes(1024, 64)
     prove(lanes, "a", rounds=4)

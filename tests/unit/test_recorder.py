@@ -84,6 +84,7 @@ class Store:
         self.gate = asyncio.Event()
         self.gate.set()
         self.is_away = False
+        self.goes_away_after: int | None = None
         self.poison: set[str] = set()
         self.late: set[str] = set()
 
@@ -91,7 +92,7 @@ class Store:
         names = [each.delivery_id for each in finished]
         self.batches.append(names)
         await self.gate.wait()
-        if self.is_away:
+        if self.is_away or (self.goes_away_after is not None and len(self.batches) > self.goes_away_after):
             raise LedgerUnavailable("the database does not answer")
         if self.poison.intersection(names):
             raise ValueError("a result that cannot be stored")
@@ -197,6 +198,31 @@ async def test_a_store_that_is_away_is_asked_again_and_everything_is_recorded_on
     await bench.until_idle()
     assert sorted(bench.store.kept) == ["a", "b", "c"]
     assert count_attempts(bench) == 3
+
+
+async def test_what_came_while_the_store_went_away_does_not_ask_it_at_once(bench: Bench) -> None:
+    bench.store.gate.clear()
+    bench.store.is_away = True
+    bench.add("a")
+    await settle()
+    bench.add("b")
+    bench.store.gate.set()
+    await settle()
+    assert bench.store.batches == [["a"]]
+    bench.store.is_away = False
+    await bench.until_idle()
+    assert sorted(bench.store.kept) == ["a", "b"]
+
+
+async def test_a_store_that_goes_away_while_a_batch_is_written_one_by_one_gets_the_rest_later(bench: Bench) -> None:
+    bench.store.poison = {"poison"}
+    bench.store.goes_away_after = 2
+    bench.add("poison", "a", "b", "c")
+    await settle()
+    assert bench.store.batches == [["poison", "a", "b", "c"], ["poison"], ["a"]]
+    bench.store.poison, bench.store.goes_away_after = set(), None
+    await bench.until_idle()
+    assert sorted(bench.store.kept) == ["a", "b", "c", "poison"]
 
 
 async def test_a_result_whose_lease_is_over_is_given_up_while_the_store_is_away(bench: Bench) -> None:
