@@ -4,15 +4,18 @@ nothing is sent twice under one lease, and nothing deadlocks. SQLite has one wri
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from datetime import timedelta
+from itertools import product
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from carehook.ledger.port import DuplicateKey, Transaction
-from carehook.ledger.records import Answered
-from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
+from carehook.ledger.records import Additions, Answered, ClaimedDelivery, FinishedAttempt, Known
+from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
 from carehook.ledger.tables import deliveries, endpoints
 from tests.conformance.store import (
     NOW,
@@ -20,9 +23,13 @@ from tests.conformance.store import (
     SECOND,
     Store,
     build_delivery,
+    build_delivery_for,
+    build_endpoint,
     build_event,
     build_finished,
 )
+
+WEEK = timedelta(days=7)
 
 
 async def accept(tx: Transaction) -> str:
@@ -247,3 +254,147 @@ async def test_batches_that_disable_endpoints_of_each_other_do_not_deadlock(post
             ),
         )
         assert all(counted for result in results for counted in result)
+
+
+async def test_disabling_for_failures_waits_for_what_is_being_accepted_in_order(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1", ordering=Ordering.PATIENT)
+    await store.publish(*["ep_1"] * 10)
+    failures = [build_finished(each, Transition.EXHAUST) for each in await store.claim()]
+    async with store.ledger.transaction() as tx:
+        [endpoint] = await tx.endpoints.recipients([ORGANIZATION])
+        disabling = asyncio.create_task(store.queue.finish(failures, NOW + WEEK))
+        await store.until_blocked()
+        event = build_event(patient_key="ann")
+        delivery = build_delivery_for(event, endpoint)
+        await tx.events.add([event])
+        await tx.deliveries.add([delivery])
+    assert all(await disabling)
+    assert (await store.endpoint("ep_1")).status == EndpointStatus.DISABLED
+    assert await store.states(delivery.id) == [DeliveryState.HELD]
+
+
+class Storm:
+    """Two processes that do everything at once to endpoints of every kind, of two organizations."""
+
+    ORGANIZATIONS = (ORGANIZATION, "org_2")
+
+    def __init__(self, stores: Sequence[Store], seed: int) -> None:
+        self._stores = stores
+        self._chance = random.Random(seed)
+        self.accepted: list[str] = []
+        self.endpoints: dict[str, str] = {}
+
+    @property
+    def store(self) -> Store:
+        return self._chance.choice(self._stores)
+
+    async def prepare(self) -> None:
+        """Per organization two endpoints that ask for order, two that are limited and one that is neither."""
+        kinds: list[dict[str, Any]] = [
+            {"ordering": Ordering.PATIENT},
+            {"ordering": Ordering.PATIENT, "max_in_flight": 3},
+            {"max_in_flight": 2},
+            {"rate_limit": 500.0},
+            {},
+        ]
+        await self.store.add_organization()
+        await self.store.add_organization("org_2")
+        async with self.store.ledger.transaction() as tx:
+            for number, (kind, organization_id) in enumerate(product(kinds, self.ORGANIZATIONS)):
+                endpoint = build_endpoint(f"ep_{number}", organization_id=organization_id, **kind)
+                await tx.endpoints.add(endpoint)
+                self.endpoints[endpoint.id] = organization_id
+
+    async def accept(self) -> None:
+        """A batch of both organizations' events, about several patients, for each of their endpoints."""
+
+        def decide(known: Known) -> Additions:
+            made = [
+                (event, build_delivery_for(event, endpoint))
+                for endpoint in self._chance.sample(known.endpoints, len(known.endpoints))
+                for event in [
+                    build_event(
+                        organization_id=endpoint.organization_id, patient_key=self._chance.choice(["ann", "bob", None])
+                    )
+                ]
+            ]
+            decided[:] = [delivery.id for _, delivery in made]
+            return Additions([event for event, _ in made], [delivery for _, delivery in made], {})
+
+        decided: list[str] = []
+        await self.store.ledger.accept(self._chance.sample(self.ORGANIZATIONS, 2), [], decide, NOW)
+        self.accepted += decided
+
+    async def work(self) -> None:
+        """Claim and report; most fail, so that circuits open, and after so long a time endpoints are disabled."""
+        store = self.store
+        claimed = list(await store.claim(40, now=NOW + WEEK))
+        self._chance.shuffle(claimed)
+        half = len(claimed) // 4
+        await asyncio.gather(
+            store.queue.give_back(claimed[:half]),
+            store.queue.finish([self._end(each) for each in claimed[half:]], NOW + WEEK),
+        )
+
+    def _end(self, claimed: ClaimedDelivery) -> FinishedAttempt:
+        transition = self._chance.choice([Transition.SUCCEED, Transition.RESCHEDULE, Transition.RESCHEDULE])
+        gone = "410 Gone" if self._chance.random() < 0.02 else None
+        due_at = NOW + WEEK if transition is Transition.RESCHEDULE else None
+        return build_finished(claimed, transition, due_at=due_at, disable_reason=gone)
+
+    async def switch(self) -> None:
+        """Pause, or resume with a closed circuit as the directory does, and ask for order or no more."""
+        store, endpoint_id = self.store, self._chance.choice(list(self.endpoints))
+        if self._chance.random() < 0.3:
+            await store.set_status(endpoint_id, EndpointStatus.PAUSED)
+        await store.change(endpoint_id, ordering=self._chance.choice(list(Ordering)))
+        await self.resume(endpoint_id)
+
+    async def resume(self, endpoint_id: str) -> None:
+        async with self.store.ledger.transaction() as tx:
+            endpoint = await tx.endpoints.get(endpoint_id, lock=True)
+            assert endpoint is not None
+            await tx.endpoints.update(replace(endpoint, status=EndpointStatus.ACTIVE))
+            await tx.deliveries.release(endpoint_id)
+            await tx.endpoints.close_circuit(endpoint_id)
+
+    async def intervene(self) -> None:
+        """Send some again, whose endpoints' circuits may be open, and cancel and retry others."""
+        if not self.accepted:
+            return
+        some = self._chance.sample(self.accepted, min(10, len(self.accepted)))
+        async with self.store.ledger.transaction() as tx:
+            await tx.deliveries.resend(some, NOW)
+        async with self.store.ledger.transaction() as tx:
+            await tx.deliveries.cancel(some[0], NOW)
+        async with self.store.ledger.transaction() as tx:
+            await tx.deliveries.retry(some[0], NOW)
+
+    async def settle(self) -> None:
+        """Let everything go, and send it."""
+        for endpoint_id in self.endpoints:
+            await self.store.change(endpoint_id, max_in_flight=None, rate_limit=None)
+            await self.resume(endpoint_id)
+        for worker in self._stores:
+            await worker.queue.recover_lost(NOW + 2 * WEEK)
+        while claimed := await self.store.claim(1000, per_endpoint=1000, now=NOW + 2 * WEEK):
+            assert all(await self.store.queue.finish([build_finished(each) for each in claimed], NOW + 2 * WEEK))
+
+
+async def test_a_storm_of_order_limits_and_circuits_neither_deadlocks_nor_loses_anything(
+    postgresql_store: Store,
+) -> None:
+    store = postgresql_store
+    storm = Storm([store, await store.second()], seed=11)
+    await storm.prepare()
+    for _ in range(8):
+        steps = (storm.accept, storm.work, storm.switch, storm.accept, storm.work, storm.intervene, storm.work)
+        await asyncio.gather(*(step() for step in steps * 2))
+        assert await count_pending_of_silent(store) == 0
+    await storm.settle()
+    # Nothing is retried that was cancelled in flight.
+    assert set(await store.states(*storm.accepted)) <= {DeliveryState.SUCCEEDED, DeliveryState.CANCELLED}
+    async with store.ledger.snapshot() as tx:
+        backlog = await tx.deliveries.backlog()
+    assert (backlog.waiting, backlog.in_flight, backlog.held) == (0, 0, 0)
