@@ -27,6 +27,9 @@ _CLOSE_TIMEOUT: Final = 2.0
 UNUSABLE_CLASSES: Final = frozenset({"08", "53", "57", "58"})
 """PostgreSQL's classes of errors that say nothing about the statement: connection, resources, operator, system."""
 
+DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""What the driver raises. Where a connection breaks in the middle of its conversation it speaks of an error of its own."""
+
 _SETTINGS: Final = {
     "application_name": "carehook",
     # Each statement goes from its arguments by index to the rows they name. Whatever the statistics say of tables that
@@ -85,7 +88,7 @@ class Connections:
         async with pool.connection() as connection:
             try:
                 rows: Sequence[asyncpg.Record] = await connection.fetch(statement, *arguments)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            except DRIVER_ERRORS as error:
                 if not _is_the_stores_fault(error):
                     raise StatementError(error) from None
                 raise self._explain(error) from error
@@ -98,7 +101,7 @@ class Connections:
                 **{"timeout": CONNECT_TIMEOUT, "command_timeout": STATEMENT_TIMEOUT, **self._options},
                 server_settings={**_SETTINGS, **settings},
             )
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except DRIVER_ERRORS as error:
             raise self._explain(error) from error
         return connection
 
@@ -147,7 +150,7 @@ async def close_connection(connection: asyncpg.Connection[asyncpg.Record]) -> No
     """End a connection, whether the server still answers or not."""
     try:
         await connection.close(timeout=_CLOSE_TIMEOUT)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+    except DRIVER_ERRORS:
         connection.terminate()
 
 

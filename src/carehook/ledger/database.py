@@ -15,14 +15,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from functools import partial
 from typing import Any, Final, TypeVar
 
-import asyncpg
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from carehook.ledger import sqlite_driver
-from carehook.ledger.connections_postgresql import UNUSABLE_CLASSES, Connections
+from carehook.ledger.connections_postgresql import DRIVER_ERRORS, UNUSABLE_CLASSES, Connections
 from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.sessions import Session, SessionSqlalchemy, SqliteWriter, end
 
@@ -129,7 +128,7 @@ class Database:
     async def _connect(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         try:
             connection = await engine.connect()
-        except (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except (sa.exc.SQLAlchemyError, *DRIVER_ERRORS) as error:
             raise self.explain(error) from error
         try:
             yield connection
@@ -175,6 +174,9 @@ def describe_error(error: Exception) -> str:
 
 def _is_the_stores_fault(error: sa.exc.DBAPIError) -> bool:
     state = getattr(error.orig, "sqlstate", None) or ""
+    if isinstance(error, sa.exc.InternalError) and not state:
+        # The driver's own word for a connection that broke in the middle of its conversation.
+        return True
     return isinstance(error, sa.exc.OperationalError) or error.connection_invalidated or state[:2] in UNUSABLE_CLASSES
 
 

@@ -12,9 +12,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final
 
-import asyncpg
-
-from carehook.ledger.connections_postgresql import Connections, close_connection
+from carehook.ledger.connections_postgresql import DRIVER_ERRORS, Connections, close_connection
 from carehook.ledger.port import LedgerUnavailable
 
 CHANNEL: Final = "carehook_due"
@@ -80,7 +78,7 @@ class Notifications:
 
     async def _keep_listening(self) -> None:
         while True:
-            with contextlib.suppress(LedgerUnavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            with contextlib.suppress(LedgerUnavailable, *DRIVER_ERRORS):
                 await self._listen()
             await asyncio.sleep(_CONNECT_AGAIN_AFTER)
 
