@@ -28,7 +28,7 @@ UNUSABLE_CLASSES: Final = frozenset({"08", "53", "57", "58"})
 """PostgreSQL's classes of errors that say nothing about the statement: connection, resources, operator, system."""
 
 DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-"""What the driver raises. Where a connection breaks in the middle of its conversation it speaks of an error of its own."""
+"""What the driver raises; the third where a connection breaks in the middle of its conversation."""
 
 _SETTINGS: Final = {
     "application_name": "carehook",
