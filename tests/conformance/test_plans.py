@@ -3,6 +3,8 @@
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
 
@@ -11,44 +13,67 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from carehook.ledger import sessions
+from carehook.ledger.connections_postgresql import Connections
 from carehook.ledger.port import Transaction
 from carehook.ledger.records import DeliveryFilter, PageRequest
 from carehook.ledger.sessions import Row, SessionSqlite
-from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
+from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
 from tests.conformance.store import LEASE, NOW, ORGANIZATION, SECOND, Store, build_delivery, build_event, build_finished
 
 HISTORY = 4000
 
 # Reads every row of a table that grows with every event, or every entry of an index of all its rows.
 FULL_SCAN = re.compile(
-    r"SCAN (?:deliveries|events|attempts)(?! USING (?:COVERING )?INDEX ix_deliveries_(?:due|leased|set_aside))"
+    r"SCAN (?:deliveries|events|attempts|earlier|head|after)"
+    r"(?! USING (?:COVERING )?INDEX ix_deliveries_(?:due|leased|set_aside))"
     r"|Seq Scan on (?:deliveries|events|attempts)"
 )
 
 
-@contextmanager
-def record_statements() -> Iterator[list[tuple[str, Any]]]:
-    """The statements that are executed meanwhile, with their parameters."""
-    recorded: list[tuple[str, Any]] = []
+@dataclass(frozen=True)
+class Statement:
+    """A statement that was executed, with its parameters, and whether that was by PostgreSQL's driver itself."""
 
-    def record(_: Any, __: Any, statement: str, parameters: Any, ___: Any, many: bool) -> None:
-        if statement.lstrip().startswith(("SELECT", "UPDATE", "WITH", "DELETE")):
-            recorded.append((statement, parameters[0] if many else parameters))
+    text: str
+    parameters: Sequence[Any]
+    is_direct: bool = False
+
+    @property
+    def is_explained(self) -> bool:
+        return self.text.lstrip().startswith(("SELECT", "UPDATE", "WITH", "DELETE"))
+
+
+@contextmanager
+def record_statements() -> Iterator[list[Statement]]:
+    """The statements that are executed meanwhile, by SQLAlchemy and beside it."""
+    recorded: list[Statement] = []
+
+    def record(_: Any, __: Any, text: str, parameters: Any, ___: Any, many: bool) -> None:
+        recorded.append(Statement(text, parameters[0] if many else parameters))
 
     class RecordingSession(SessionSqlite):
-        """A session beside SQLAlchemy, which tells of its statements as SQLAlchemy does."""
+        """A session on Python's own driver."""
 
         def fetch(self, text: str, parameters: Sequence[Any]) -> Sequence[Row]:
-            record(None, None, text, parameters, None, False)
+            recorded.append(Statement(text, parameters))
             return super().fetch(text, parameters)
 
         def execute_many(self, text: str, rows: Sequence[Sequence[Any]]) -> None:
-            record(None, None, text, rows, None, True)
+            recorded.append(Statement(text, rows[0]))
             super().execute_many(text, rows)
+
+    fetch = Connections.fetch
+
+    async def fetch_recorded(self: Connections, statement: str, *arguments: Any, **options: Any) -> Any:
+        recorded.append(Statement(statement, arguments, is_direct=True))
+        return await fetch(self, statement, *arguments, **options)
 
     event.listen(sa.Engine, "before_cursor_execute", record)
     try:
-        with patch.object(sessions, "SessionSqlite", RecordingSession):
+        with (
+            patch.object(sessions, "SessionSqlite", RecordingSession),
+            patch.object(Connections, "fetch", fetch_recorded),
+        ):
             yield recorded
     finally:
         event.remove(sa.Engine, "before_cursor_execute", record)
@@ -58,14 +83,23 @@ async def explain(store: Store, action: Callable[[], Awaitable[Any]]) -> str:
     """How the database goes about each statement of `action`."""
     with record_statements() as recorded:
         await action()
-    assert recorded
+    explained = [statement for statement in recorded if statement.is_explained]
+    assert explained
     plans: list[str] = []
-    keyword = "EXPLAIN QUERY PLAN" if store.database.is_sqlite else "EXPLAIN"
-    async with store.database.write() as connection:
-        for statement, parameters in recorded:
-            rows = (await connection.exec_driver_sql(f"{keyword} {statement}", tuple(parameters))).all()
-            plans += [statement, *(str(row[-1]) for row in rows)]
+    for statement in explained:
+        plans += [statement.text, *await fetch_plan(store, statement)]
     return "\n".join(plans)
+
+
+async def fetch_plan(store: Store, statement: Statement) -> list[str]:
+    keyword = "EXPLAIN QUERY PLAN" if store.database.is_sqlite else "EXPLAIN"
+    explaining = f"{keyword} {statement.text}"
+    if statement.is_direct:
+        # On a connection of the same settings, by which PostgreSQL chooses its plans.
+        return [str(row[-1]) for row in await store.database.connections.fetch(explaining, *statement.parameters)]
+    async with store.database.write() as connection:
+        rows = await connection.exec_driver_sql(explaining, tuple(statement.parameters))
+        return [str(row[-1]) for row in rows]
 
 
 @pytest.fixture
@@ -152,3 +186,66 @@ async def explain_in_transaction(store: Store, action: Callable[[Transaction], A
             await action(tx)
 
     return await explain(store, run)
+
+
+@pytest.fixture
+async def lanes(long_history: Store) -> Store:
+    """The same with endpoints that have limits, an order and failures, and something due for each."""
+    store = long_history
+    await store.add_endpoints("ep_limited", max_in_flight=5, rate_limit=100.0)
+    await store.add_endpoints("ep_ordered", ordering=Ordering.PATIENT)
+    await store.accept("ep_limited", "ep_limited", now=NOW)
+    for patient in ("ann", "bob"):
+        await store.accept(*["ep_ordered"] * 40, patient=patient, now=NOW)
+    if not store.database.is_sqlite:
+        async with store.database.write() as connection:
+            await connection.execute(sa.text("ANALYZE"))
+    return store
+
+
+async def test_a_claim_within_limits_and_order_goes_by_their_indexes(lanes: Store) -> None:
+    plan = await explain(lanes, lanes.claim)
+    assert "ix_deliveries_leased" in plan
+    assert "ix_deliveries_in_order" in plan
+    assert not FULL_SCAN.search(plan), plan
+
+
+async def test_results_in_an_order_go_by_the_index_of_the_order(lanes: Store) -> None:
+    failing, over = [each for each in await lanes.claim() if each.endpoint.id == "ep_ordered"]
+    results = [
+        build_finished(failing, Transition.RESCHEDULE, due_at=NOW + 60 * SECOND),
+        build_finished(over, Transition.EXHAUST),
+    ]
+    plan = await explain(lanes, lambda: lanes.queue.finish(results, NOW))
+    assert plan.count("ix_deliveries_in_order") >= 2, plan
+    assert not FULL_SCAN.search(plan), plan
+
+
+async def test_disabling_for_failures_leaves_the_history_unread(lanes: Store) -> None:
+    await lanes.publish(*["ep_1"] * 10)
+    claimed = [each for each in await lanes.claim() if each.endpoint.id == "ep_1"]
+    results = [build_finished(each, Transition.EXHAUST) for each in claimed]
+    plan = await explain(lanes, lambda: lanes.queue.finish(results, NOW + timedelta(days=6)))
+    assert (await lanes.endpoint("ep_1")).status is EndpointStatus.DISABLED
+    assert "UPDATE endpoints" in plan
+    assert not FULL_SCAN.search(plan), plan
+
+
+@pytest.mark.parametrize(("endpoint_id", "ordering"), [("ep_1", Ordering.PATIENT), ("ep_ordered", Ordering.NONE)])
+async def test_switching_the_order_leaves_the_history_unread(
+    lanes: Store, endpoint_id: str, ordering: Ordering
+) -> None:
+    plan = await explain(lanes, lambda: lanes.change(endpoint_id, ordering=ordering))
+    assert not FULL_SCAN.search(plan), plan
+
+
+async def test_cancelling_in_an_order_goes_by_its_index(lanes: Store) -> None:
+    [first, *_] = [each for each in await lanes.claim() if each.endpoint.id == "ep_ordered"]
+    plan = await explain_in_transaction(lanes, lambda tx: tx.deliveries.cancel(first.id, NOW))
+    assert "ix_deliveries_in_order" in plan
+    assert not FULL_SCAN.search(plan), plan
+
+
+async def test_accepting_in_order_reads_neither_history_nor_backlog(lanes: Store) -> None:
+    plan = await explain(lanes, lambda: lanes.accept("ep_ordered", "ep_1", patient="ann"))
+    assert not re.search(r"SCAN deliveries|Seq Scan on deliveries|ix_deliveries", plan), plan

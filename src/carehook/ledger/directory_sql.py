@@ -110,6 +110,8 @@ class EndpointsSql:
         await self._connection.execute(_revise_organization(endpoint.organization_id))
         statement = endpoints.update().where(endpoints.c.id == endpoint.id)
         values = {**_endpoint_values(endpoint), "revision": endpoints.c.revision + 1}
+        # Were its id set, to what it is, SQLite would look through all deliveries for those that refer to another.
+        del values["id"]
         await self._connection.execute(statement.values(values))
         if ordering != endpoint.ordering:
             await set_ordering(self._connection, endpoint.id, endpoint.ordering)

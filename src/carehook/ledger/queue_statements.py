@@ -251,26 +251,8 @@ REVISE_ORGANIZATIONS = Prepared(
     .values(revision=organizations.c.revision + sa.literal_column("1"))
 )
 
-_head = deliveries.alias("head")
+_head, _after = deliveries.alias("head"), deliveries.alias("after")
 _behind = (
-    sa.select(deliveries.c.id)
-    .join_from(
-        _head,
-        deliveries,
-        (deliveries.c.endpoint_id == _head.c.endpoint_id)
-        & (deliveries.c.order_key == _head.c.order_key)
-        & (deliveries.c.position > _head.c.position),
-    )
-    .where(_head.c.id == sa.bindparam("head"), deliveries.c.order_key.is_not(None), WAITING)
-    .where(deliveries.c.due_at < sa.bindparam("then"))
-    .with_for_update(of=deliveries, skip_locked=True, key_share=True)
-)
-PUT_OFF_THOSE_BEHIND = Bulk(
-    deliveries.update().where(deliveries.c.id.in_(_behind)).values(due_at=sa.bindparam("then")), ["head", "then"]
-)
-
-_after = deliveries.alias("after")
-_next = (
     sa.select(_after.c.id)
     .join_from(
         _head,
@@ -280,17 +262,26 @@ _next = (
         & (_after.c.position > _head.c.position),
     )
     .where(_head.c.id == sa.bindparam("head"), _after.c.order_key.is_not(None), _build_unfinished(_after))
-    .order_by(_after.c.position)
-    .limit(sa.literal_column("1"))
-    # Said, or SQLite's would be a parameter of which a `Bulk` does not know.
-    .offset(sa.literal_column("0"))
+    # Those that are locked are being cancelled or paused.
     .with_for_update(of=_after, skip_locked=True, key_share=True)
 )
-BRING_FORWARD_THE_NEXT = Bulk(
-    # Where it failed itself, when it is due is its own affair.
+PUT_OFF_THOSE_BEHIND = Bulk(
     deliveries.update()
-    .where(deliveries.c.id.in_(_next), deliveries.c.failure_count == sa.literal_column("0"))
-    .where(deliveries.c.due_at > deliveries.c.created_at)
+    .where(deliveries.c.id.in_(_behind.where(_after.c.due_at < sa.bindparam("then"))), WAITING)
+    .values(due_at=sa.bindparam("then")),
+    ["head", "then"],
+)
+BRING_FORWARD_THE_NEXT = Bulk(
+    deliveries.update()
+    .where(
+        # The offset is said, or SQLite's would be a parameter of which a `Bulk` does not know.
+        deliveries.c.id.in_(
+            _behind.order_by(_after.c.position).limit(sa.literal_column("1")).offset(sa.literal_column("0"))
+        ),
+        # Where it failed itself, when it is due is its own affair.
+        deliveries.c.failure_count == sa.literal_column("0"),
+        deliveries.c.due_at > deliveries.c.created_at,
+    )
     .values(due_at=deliveries.c.created_at),
     ["head"],
 )
