@@ -3,10 +3,11 @@
 The law of this module: a connection is opened to an address that was judged for this request, and to no other; and
 whatever a receiver does ends as an `Outcome` within the time limit, with at most a few KiB of it kept.
 
-For the first half, each HTTP client has its host name pinned to one judged address, so that nothing resolves the name
-a second time; it follows no redirect and uses no proxy. For the second, nothing is decompressed, and the deadline is
-set before the name is resolved: whatever comes later, on whichever address, has only the time that is left. A receiver
-that answers and then trickles its body has not answered in time, unless as much as is kept of a body had arrived.
+For the first half, each name in an HTTP client is pinned to one judged address (`clients`), so that nothing resolves it
+a second time; the client follows no redirect and uses no proxy. For the second, nothing is decompressed, and the
+deadline is set before the name is resolved: whatever comes later, on whichever address, has only the time that is left.
+A receiver that answers and then trickles its body has not answered in time, unless as much as is kept of a body had
+arrived.
 
 The HTTP client keeps the deadline of the exchange itself, not a timer of the event loop's. It has to, as an exchange
 that is cancelled in Python goes on inside the client until then; and a timer for each would cost a third of the rate.
@@ -16,21 +17,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from contextvars import Context
+from collections.abc import Collection
 from datetime import timedelta
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from pyreqwest.client import Client, ClientBuilder
 from pyreqwest.exceptions import BuilderError, ConnectError, ConnectTimeoutError
 from pyreqwest.response import Response
 
 from carehook.dispatch.addresses import AddressNotAllowed, AddressRules, NameNotResolved, Target
+from carehook.dispatch.clients import Clients, Pin
 from carehook.dispatch.failures import describe_failure, match_unsent
 from carehook.exchange import Blocked, Interrupted, Outcome, Request, Responded, Unreachable
 
-CLIENT_LIMIT = 1000
-"""Clients kept, each about 140 KB of memory and 5 ms to make; beyond it, the one unused for longest goes."""
+CLIENT_LIMIT = 100
+"""Clients kept, each about 200 KB of memory, for any number of names."""
 
 IDLE_CONNECTION_LIFETIME = timedelta(seconds=4)
 """How long an unused connection is kept. Common servers close theirs after 5 s, and a request that is sent just
@@ -46,15 +47,6 @@ class Sender(Protocol):
     async def send(self, request: Request) -> Outcome:
         """The outcome of `request`. Raises nothing but `CancelledError`."""
         ...
-
-
-class _Pin(NamedTuple):
-    """What a client is made for."""
-
-    scheme: str
-    host: str
-    port: int
-    address: str
 
 
 class GuardedSender:
@@ -86,9 +78,7 @@ class GuardedSender:
         self._connect_timeout = connect_timeout
         self._response_limit = response_limit
         self._root_certificates = root_certificates
-        self._client_limit = client_limit
-        self._clients: OrderedDict[_Pin, Client] = OrderedDict()
-        self._building: dict[_Pin, asyncio.Task[Client]] = {}
+        self._clients = Clients(self._build_client, client_limit)
         self._closed = False
         if root_certificates is not None:
             self._check_root_certificates(root_certificates)
@@ -112,10 +102,7 @@ class GuardedSender:
     async def close(self) -> None:
         """Close every connection. What is in flight, and what is sent from now on, ends as `Interrupted`."""
         self._closed = True
-        await asyncio.gather(*self._building.values(), return_exceptions=True)
-        clients, self._clients = self._clients, OrderedDict()
-        for client in clients.values():
-            await client.close()
+        await self._clients.close()
 
     async def _exchange(self, request: Request, target: Target, deadline: float) -> Outcome:
         """Try the addresses of `target` until there is a connection with one; a request is sent once at most."""
@@ -126,25 +113,23 @@ class GuardedSender:
             except (ConnectError, ConnectTimeoutError) as error:
                 if not match_unsent(error):
                     raise
-                self._clients.pop(pin, None)  # or it would be preferred the next time
+                self._clients.forget(pin)  # or it would be preferred the next time
         return await self._exchange_with(pins[-1], request, target, deadline)
 
-    def _list_pins(self, target: Target) -> list[_Pin]:
+    def _list_pins(self, target: Target) -> list[Pin]:
         """Those in use come first: names often resolve in a new order each time, which must not cost connections."""
-        pins = [_Pin(target.scheme, target.host, target.port, address) for address in target.addresses]
+        pins = [Pin(target.scheme, target.host, target.port, address) for address in target.addresses]
         if len(pins) > 1:
             pins.sort(key=lambda pin: pin not in self._clients)
         return pins[:_ADDRESSES_TRIED]
 
-    async def _exchange_with(self, pin: _Pin, request: Request, target: Target, deadline: float) -> Outcome:
+    async def _exchange_with(self, pin: Pin, request: Request, target: Target, deadline: float) -> Outcome:
         if self._closed:
             return Interrupted("Carehook was stopping")
-        client = self._clients.get(pin)
+        client = self._clients.find(pin)
         if client is None:
             async with asyncio.timeout(deadline - time.monotonic()):
-                client = await self._make_client(pin)
-        else:
-            self._clients.move_to_end(pin)
+                client = await self._clients.make(pin)
         time_left = deadline - time.monotonic()
         if time_left <= 0:
             raise TimeoutError
@@ -153,28 +138,9 @@ class GuardedSender:
             body = await response.body_reader.read(self._response_limit)
             return Responded(response.status, _pick_headers(response), body.to_bytes() if body else b"")
 
-    async def _make_client(self, pin: _Pin) -> Client:
-        """A new client for `pin`, the same one for all who ask meanwhile."""
-        building = self._building.get(pin)
-        if building is None:
-            building = self._building[pin] = asyncio.create_task(self._keep_new_client(pin), context=Context())
-        return await asyncio.shield(building)
-
-    async def _keep_new_client(self, pin: _Pin) -> Client:
-        try:
-            client = await asyncio.to_thread(self._build_client, pin)
-        finally:
-            del self._building[pin]
-        self._clients[pin] = client
-        if len(self._clients) > self._client_limit:
-            # Not closed here: its exchanges in flight go on, and its connections end with the last of them.
-            self._clients.popitem(last=False)
-        return client
-
-    def _build_client(self, pin: _Pin) -> Client:
+    def _build_client(self, pins: Collection[Pin]) -> Client:
         builder = (
             ClientBuilder()
-            .resolve(pin.host, pin.address, pin.port)
             .no_proxy()
             .follow_redirects(False)
             .referer(False)
@@ -191,6 +157,9 @@ class GuardedSender:
         )
         if self._root_certificates is not None:
             builder = builder.add_root_certificate_pem(self._root_certificates)
+        for pin in pins:
+            # Port 0 leaves the port to the URL; another would hold for all URLs that name none.
+            builder = builder.resolve(pin.host, pin.address, 0)
         return builder.build()
 
     def _check_root_certificates(self, pem: bytes) -> None:
