@@ -58,7 +58,7 @@ def test_results_of_a_worker_that_stood_still_past_its_leases_do_not_count(tmp_p
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("size", Size)
+@pytest.mark.parametrize("size", [Size.EMBEDDED, Size.JETSTREAM])
 def test_an_answer_that_comes_after_the_lease_has_ended_does_not_count(
     tmp_path: Path, size: Size, chance: Random
 ) -> None:
