@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from carehook.ledger.database import Database, parse_database_url
 from carehook.ledger.schema import migrate
+from tests.conformance.jetstream import Cluster, name_installation
 from tests.conformance.store import Store
+from tests.servers.nats import NatsServers
 from tests.servers.postgres import PostgresServer
 
 
@@ -50,18 +52,36 @@ def postgresql_url(postgres_server: PostgresServer, migrated_postgresql: str) ->
     postgres_server.drop_database(name)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest) -> str:
-    """A fresh, migrated database of each kind."""
-    url: str = request.getfixturevalue(f"{request.param}_url")
+@pytest.fixture(params=["sqlite", "postgresql", "jetstream"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """A kind of queue. JetStream's is around PostgreSQL's."""
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture
+def database_url(kind: str, request: pytest.FixtureRequest) -> str:
+    """A fresh, migrated database for each kind."""
+    url: str = request.getfixturevalue("sqlite_url" if kind == "sqlite" else "postgresql_url")
     return url
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[Store]:
-    """A ledger and its queue on a fresh database of each kind."""
+def open_store(
+    kind: str, database_url: str, request: pytest.FixtureRequest
+) -> Callable[[contextlib.AsyncExitStack], Awaitable[Store]]:
+    """Opens a ledger and its queue, of each kind."""
+    if kind != "jetstream":
+        return lambda opened: Store.open(database_url, opened)
+    server: NatsServers = request.getfixturevalue("nats_server")
+    return lambda opened: Cluster(database_url, server.url, name_installation(), opened).join()
+
+
+@pytest.fixture
+async def store(open_store: Callable[[contextlib.AsyncExitStack], Awaitable[Store]]) -> AsyncIterator[Store]:
+    """A ledger and its queue, of each kind."""
     async with contextlib.AsyncExitStack() as opened:
-        yield await Store.open(database_url, opened)
+        yield await open_store(opened)
 
 
 @pytest.fixture

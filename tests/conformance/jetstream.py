@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
 
@@ -37,6 +37,11 @@ class Process(Store):
     """The store as one process sees it, with JetStream around its queue."""
 
     queue: QueueJetStream
+    cluster: Cluster = field(repr=False)
+
+    async def second(self) -> Process:
+        """Another process."""
+        return await self.cluster.join()
 
     async def leave(self) -> None:
         """Disconnect, as at the end of the process."""
@@ -60,7 +65,7 @@ class Cluster:
         queue = QueueJetStream(within, parse_queue_url(self.queue_url), build_tls(None), self.installation, clock)
         self.opened.push_async_callback(queue.close)
         await queue.open()
-        return Process(build_ledger(database, queue.announce), queue, database, self.opened)
+        return Process(build_ledger(database, queue.announce), queue, database, self.opened, self)
 
     @contextlib.asynccontextmanager
     async def look(self) -> AsyncIterator[JetStreamContext]:

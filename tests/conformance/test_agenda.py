@@ -20,6 +20,13 @@ from tests.conformance.store import LEASE, NOW, SECOND, Store, build_finished
 LATER = NOW + timedelta(hours=1)
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The queues of databases alone: by JetStream a worker hears what it knew, and looks once more."""
+    chosen: str = request.param
+    return chosen
+
+
 @pytest.fixture(autouse=True)
 def rare_surveys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_sql, "SURVEY_EVERY", 1e9)
@@ -186,6 +193,16 @@ async def test_a_claim_that_is_cancelled_loses_nothing(quiet: Store) -> None:
     # What was leased for a caller that has gone comes back as any lost lease.
     await quiet.queue.recover_lost(NOW + LEASE)
     assert sorted(ids_of(await quiet.claim_known(now=NOW + LEASE))) == sorted(ids)
+
+
+async def test_a_survey_that_is_cancelled_is_made_again(quiet: Store) -> None:
+    ids = await quiet.publish("ep_1", "ep_2")
+    fresh = await quiet.second()
+    claiming = asyncio.create_task(fresh.claim_known())
+    await asyncio.sleep(0)
+    claiming.cancel()
+    assert isinstance((await asyncio.gather(claiming, return_exceptions=True))[0], asyncio.CancelledError)
+    assert sorted(ids_of(await fresh.claim_known())) == sorted(ids)
 
 
 async def test_more_endpoints_than_a_claim_may_take_get_their_turn(quiet: Store) -> None:
