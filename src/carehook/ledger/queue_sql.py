@@ -132,7 +132,7 @@ class QueueSql:
 
     async def survey(self) -> Sequence[tuple[str, datetime]]:
         """Each endpoint for which something waits, with the instant it is to be tried, the longest due first."""
-        return await self._survey()
+        return await self._database.run(lambda session: SURVEY.fetch(session), durable=False)
 
     async def _survey_now_and_then(self, now: datetime) -> None:
         begun = time.monotonic()
@@ -140,7 +140,12 @@ class QueueSql:
             return
         # Set first: what is told meanwhile may ask for another.
         self._next_survey = begun + self.survey_every
-        self._agenda.replace(await self._survey(), now)
+        try:
+            surveyed = await self.survey()
+        except BaseException:
+            self._next_survey = 0.0
+            raise
+        self._agenda.replace(surveyed, now)
         took = time.monotonic() - begun
         if self._next_survey:
             self._next_survey = max(self._next_survey, begun + took / _SURVEY_SHARE)
@@ -152,9 +157,6 @@ class QueueSql:
         # One that gave nothing stays: it may wait for an attempt of ours that was claimed before.
         self._constrained.difference_update(each.endpoint.id for each in claim.deliveries)
         self._constrained |= claim.constrained
-
-    async def _survey(self) -> Sequence[tuple[str, datetime]]:
-        return await self._database.run(lambda session: SURVEY.fetch(session), durable=False)
 
     async def _claim(self, asked: dict[str, int], now: datetime, until: datetime) -> Claim:
         # A power cut may undo a lease: what it was for is due again, as when its worker dies.
