@@ -15,6 +15,7 @@ from pyreqwest.exceptions import ConnectError
 from carehook.cli.bench.certificates import make_certificates
 from carehook.cli.bench.load import build_client
 from carehook.cli.bench.processes import BenchmarkFailed, start_process
+from carehook.cli.bench.receiver import HOSTS
 from carehook.cli.bench.receiving import Receiver, start_receiver
 
 
@@ -41,6 +42,13 @@ async def test_what_it_answered_is_noted_once(receiver: Receiver, tls: bool) -> 
     receipts = await receiver.read_receipts()
     assert list(receipts) == ["/0/200/name evt_1", "/0/200/name evt_2"]
     assert last == receipts["/0/200/name evt_2"]
+
+
+async def test_every_host_answers_on_the_same_port(receiver: Receiver) -> None:
+    statuses = [await post(receiver.client, receiver.url("name", host=host), f"evt_{host}") for host in HOSTS]
+
+    assert statuses == [200] * 101
+    assert await receiver.wait_for(101) > 0
 
 
 async def test_a_status_is_answered_when_it_is_asked_for(receiver: Receiver) -> None:
@@ -83,8 +91,7 @@ async def test_its_certificate_holds_for_who_trusts_the_authority_alone(receiver
         await post(stranger, receiver.url("name", tls=True), "evt_1")
 
     context = ssl.create_default_context(cafile=tmp_path / "authority.pem")
-    port = int(receiver.https.rpartition(":")[2])
-    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="127.0.0.1")
+    _, writer = await asyncio.open_connection("127.0.0.1", receiver.https, ssl=context, server_hostname="127.0.0.1")
     writer.close()
     await writer.wait_closed()
     await stranger.close()

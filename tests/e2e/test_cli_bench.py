@@ -88,6 +88,24 @@ def test_a_server_that_is_away_is_said_in_a_sentence(installation: Installation,
     assert "very-secret" not in done.stdout + done.stderr
 
 
+def test_what_cannot_be_measured_keeps_nothing_else_from_it(
+    installation: Installation, postgres_server: PostgresServer, free_port: int
+) -> None:
+    done = installation.run(
+        *("bench", *TINY, "--only", "accept-batches", "--on", "embedded", "--on", "jetstream", "--json"),
+        code=1,
+        CAREHOOK_DATABASE_URL=postgres_server.plain_url(),
+        CAREHOOK_QUEUE_URL=f"nats://127.0.0.1:{free_port}",
+    )
+
+    report = Report.model_validate_json(done.stdout)
+    assert {figure.setup for figure in report.figures} == {"embedded"}
+    (failure,) = report.failures
+    assert failure.setup == "jetstream"
+    assert "CAREHOOK_QUEUE_URL" in failure.reason
+    assert "1 could not be measured" in done.stderr
+
+
 def test_the_scenarios_are_listed_with_what_they_do(installation: Installation) -> None:
     lines = installation.run("bench", "--list").stdout.splitlines()
 

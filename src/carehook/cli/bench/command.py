@@ -59,7 +59,7 @@ def measure(request: Request) -> None:
     if request.keep is not None:
         say(f"Kept as {keep_report(report, request.keep)}, with a plot beside it.")
     if report.failures:
-        raise CommandFailed(f"{len(report.failures)} scenarios could not be measured; the report says why")
+        raise CommandFailed(f"{len(report.failures)} could not be measured; the report says why")
 
 
 def build_plan(request: Request) -> Plan:
@@ -82,7 +82,11 @@ def _find_servers(request: Request) -> Servers:
     if request.queue_url is not None:
         given["queue_url"] = request.queue_url
     settings = load_settings(**given)
-    return Servers(settings.database_url, settings.queue_url, request.workers)
+    database = settings.database_url
+    if request.database_url is None and database is not None and database.get_secret_value().startswith("sqlite"):
+        # A file of somebody's is no server to measure on; the embedded store is measured in a folder of its own.
+        database = None
+    return Servers(database, settings.queue_url, request.workers)
 
 
 def _choose(names: Sequence[str] | None, choices: dict[str, Any], option: str) -> list[Any]:

@@ -73,7 +73,7 @@ async def run_carehook(*arguments: str, environment: Mapping[str, str]) -> bytes
     )
     printed, said = await process.communicate()
     if process.returncode != 0:
-        raise BenchmarkFailed(f"carehook {' '.join(arguments)} failed: {said.decode(errors='replace')[-_LOG_SHOWN:]}")
+        raise BenchmarkFailed(f"carehook {' '.join(arguments)} failed: {_cut(said)}")
     return printed
 
 
@@ -95,4 +95,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _read_end(log: Path) -> str:
-    return log.read_text(errors="replace").strip()[-_LOG_SHOWN:] or "it said nothing"
+    return _cut(log.read_bytes()) or "it said nothing"
+
+
+def _cut(said: bytes) -> str:
+    return said.decode(errors="replace").strip()[-_LOG_SHOWN:]

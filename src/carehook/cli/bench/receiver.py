@@ -13,12 +13,16 @@ import asyncio
 import ssl
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final, NamedTuple, cast
 
 import orjson
 import uvloop
+
+HOSTS: Final = ("127.0.0.1", *(f"127.0.1.{number}" for number in range(1, 101)))
+"""The addresses that it listens on: of the first, which the certificate is for, and of a hundred other hosts."""
 
 _BACKLOG: Final = 4096
 _CONTROL: Final = (b"GET /progress ", b"GET /receipts ", b"POST /reset ")
@@ -124,17 +128,22 @@ def _find(head: bytes, name: bytes) -> bytes | None:
     return head[start : head.index(b"\r\n", start)]
 
 
+async def _listen(make_connection: Callable[[], _Connection], tls: ssl.SSLContext | None) -> int:
+    """Listen on one port of all hosts; which."""
+    loop, port = asyncio.get_running_loop(), 0
+    for host in HOSTS:
+        server = await loop.create_server(make_connection, host, port, ssl=tls, backlog=_BACKLOG)
+        port = server.sockets[0].getsockname()[1]
+    return port
+
+
 async def _serve(certificate: str) -> None:
     receipts, behaviours = Receipts(), dict[bytes, Behaviour]()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
-    loop = asyncio.get_running_loop()
     ports = {}
     for scheme, tls in (("http", None), ("https", context)):
-        server = await loop.create_server(
-            lambda: _Connection(receipts, behaviours), "127.0.0.1", 0, ssl=tls, backlog=_BACKLOG
-        )
-        ports[scheme] = server.sockets[0].getsockname()[1]
+        ports[scheme] = await _listen(lambda: _Connection(receipts, behaviours), tls)
     sys.stdout.write(orjson.dumps(ports).decode() + "\n")
     sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.read)

@@ -15,6 +15,7 @@ from pyreqwest.client import Client
 
 from carehook.cli.bench.certificates import Certificates
 from carehook.cli.bench.processes import BenchmarkFailed, read_announcement, start_process
+from carehook.cli.bench.receiver import HOSTS
 
 PATIENCE: Final = 120.0
 """Seconds without anything new after which a run fails."""
@@ -24,20 +25,23 @@ _POLL: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """A bare receiver that runs. `http` and `https` are its URLs, without a path."""
+    """A bare receiver that runs, and its ports."""
 
-    http: str
-    https: str
+    http: int
+    https: int
     pid: int
     client: Client
 
-    def url(self, name: object, *, tls: bool = False, delay: int | None = 0, status: int = 200) -> str:
+    def url(
+        self, name: object, *, host: str = HOSTS[0], tls: bool = False, delay: int | None = 0, status: int = 200
+    ) -> str:
         """Where `name` receives; `delay` is milliseconds, None for never."""
-        return f"{self.https if tls else self.http}/{'never' if delay is None else delay}/{status}/{name}"
+        origin = f"https://{host}:{self.https}" if tls else f"http://{host}:{self.http}"
+        return f"{origin}/{'never' if delay is None else delay}/{status}/{name}"
 
     async def reset(self) -> None:
         """Forget what was received."""
-        await self.client.post(f"{self.http}/reset").build().send()
+        await self.client.post(self._control("reset")).build().send()
 
     async def read_receipts(self) -> dict[str, int]:
         """When each delivery came first, by its path, a space and the event's id."""
@@ -60,8 +64,11 @@ class Receiver:
                 raise BenchmarkFailed(f"Of {deliveries} deliveries only {seen} came.")
             await asyncio.sleep(_POLL)
 
+    def _control(self, what: str) -> str:
+        return f"http://{HOSTS[0]}:{self.http}/{what}"
+
     async def _ask(self, what: str) -> dict[str, int]:
-        response = await self.client.get(f"{self.http}/{what}").build().send()
+        response = await self.client.get(self._control(what)).build().send()
         answer: dict[str, int] = orjson.loads(bytes(await response.bytes()))
         return answer
 
@@ -73,4 +80,4 @@ async def start_receiver(client: Client, certificates: Certificates, folder: Pat
     arguments = ("-m", "carehook.cli.bench.receiver", str(certificates.receiver))
     async with start_process("the receiver", *arguments, log=log) as process:
         ports = await read_announcement(process, "the receiver", log)
-        yield Receiver(f"http://127.0.0.1:{ports['http']}", f"https://127.0.0.1:{ports['https']}", process.pid, client)
+        yield Receiver(ports["http"], ports["https"], process.pid, client)

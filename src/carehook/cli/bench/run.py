@@ -1,16 +1,22 @@
-"""One run: the ceilings, every setup with the scenarios one after another, the ceilings again, and the report."""
+"""One run: the ceilings, every setup with the scenarios one after another, the ceilings again, and the report.
+
+What cannot be measured is a failure in the report, and keeps nothing else from being measured.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
+
+from pyreqwest.exceptions import PyreqwestError
 
 from carehook import __version__
-from carehook.bootstrap import open_carehook
+from carehook.bootstrap import StartupError, open_carehook
 from carehook.cli.bench.ceiling import REQUESTS, Ceiling
 from carehook.cli.bench.certificates import Certificates, make_certificates
 from carehook.cli.bench.load import build_client
@@ -23,8 +29,12 @@ from carehook.cli.bench.scenarios import Bench, Scenario, backlog
 from carehook.cli.bench.setups import Servers, Setup, build_settings, make_store, start_setup
 from carehook.cli.bench.stores import DatabaseServer
 from carehook.clock import utc_now
+from carehook.ledger.port import LedgerUnavailable
 
 Progress = Callable[[str], None]
+
+ALL: Final = "all of them"
+"""What is measured over all scenarios of a setup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +51,10 @@ class Plan:
         """The scenarios for a setup; those that are not brief are left out where another one stands for it."""
         return [scenario for scenario in self.scenarios if scenario.is_brief or not setup.is_brief]
 
-
-@dataclass(slots=True)
-class Findings:
-    """What was measured until now, before the ceilings are known."""
-
-    measured: list[tuple[str, str, Sequence[Measured]]] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+    @property
+    def ceilings(self) -> list[Ceiling]:
+        """The ceilings that shares are taken of, and the one of the usual bodies."""
+        return sorted({Ceiling(), *(each for scenario in self.scenarios for each in scenario.ceilings)})
 
 
 async def run_benchmark(plan: Plan, tell: Progress) -> Report:
@@ -56,24 +63,22 @@ async def run_benchmark(plan: Plan, tell: Progress) -> Report:
     async with AsyncExitStack() as started:
         folder = Path(started.enter_context(tempfile.TemporaryDirectory(prefix="carehook-bench-")))
         machine = describe_machine(folder)
+        setups = [await _describe_setup(setup, plan.servers) for setup in plan.setups]
         certificates = make_certificates(folder, measured_at)
         client = build_client(certificates.authority)
         started.push_async_callback(client.close)
-        receiver = await started.enter_async_context(start_receiver(client, certificates, folder))
-        neighbour = await started.enter_async_context(start_receiver(client, certificates, folder))
-        ceilings = sorted({Ceiling(), *(each for scenario in plan.scenarios for each in scenario.ceilings)})
+        receiver, neighbour = [
+            await started.enter_async_context(start_receiver(client, certificates, folder)) for _ in range(2)
+        ]
         tell("the ceiling: the HTTP client alone")
-        before = await _measure_ceilings(ceilings, receiver, plan.scale)
-        setups = [await _describe_setup(setup, plan.servers) for setup in plan.setups]
-        findings = Findings()
+        before = await _measure_ceilings(plan.ceilings, receiver, plan.scale)
+        run = _Run(plan, folder, certificates, receiver, neighbour, tell)
         for setup in plan.setups:
-            if plan.scenarios:
-                await _run_setup(plan, setup, (receiver, neighbour), certificates, folder / setup.name, findings, tell)
-            if plan.backlogs and not setup.is_apart:
-                await _run_backlogs(plan, setup, certificates, folder / f"{setup.name}-backlog", findings, tell)
+            await run.measure(setup)
         tell("the ceiling again")
-        after = await _measure_ceilings(ceilings, receiver, plan.scale)
-    found = [CeilingFigure(name=ceiling.name, before=before[ceiling], after=after[ceiling]) for ceiling in ceilings]
+        after = await _measure_ceilings(plan.ceilings, receiver, plan.scale)
+    ceilings = [CeilingFigure(name=each.name, before=before[each], after=after[each]) for each in plan.ceilings]
+    figures = run.build_figures(ceilings)
     return Report(
         carehook=__version__,
         measured_at=measured_at,
@@ -81,50 +86,76 @@ async def run_benchmark(plan: Plan, tell: Progress) -> Report:
         scale=plan.scale,
         workers=plan.servers.workers,
         machine=machine,
-        setups=[setup for setup in setups if any(name == setup.name for _, name, _ in findings.measured)],
-        ceilings=found,
-        figures=_build_figures(findings, found, plan.scale),
-        failures=findings.failures,
+        setups=[setup for setup in setups if any(figure.setup == setup.name for figure in figures)],
+        ceilings=ceilings,
+        figures=figures,
+        failures=run.failures,
     )
 
 
-async def _run_setup(
-    plan: Plan,
-    setup: Setup,
-    receivers: tuple[Receiver, Receiver],
-    certificates: Certificates,
-    folder: Path,
-    findings: Findings,
-    tell: Progress,
-) -> None:
-    receiver, neighbour = receivers
-    async with start_setup(setup, plan.servers, receiver.client, certificates, folder) as carehook:
-        bench = Bench(carehook, receiver, neighbour, plan.scale)
-        for scenario in plan.choose(setup):
-            tell(f"{setup.title}: {scenario.description}")
-            try:
-                findings.measured.append((scenario.name, setup.name, await scenario.run(bench)))
-            except BenchmarkFailed as error:
-                findings.failures.append(Failure(scenario=scenario.name, setup=setup.name, reason=str(error)))
-        memory = Measured(WORKER_MEMORY, carehook.read_peak_memory(), "MB")
-        findings.measured.append(("all of them", setup.name, [memory]))
+@dataclass(slots=True)
+class _Run:
+    """The setups' part of a run, and what was found until now: shares need the ceiling, which is known at the end."""
 
+    plan: Plan
+    folder: Path
+    certificates: Certificates
+    receiver: Receiver
+    neighbour: Receiver
+    tell: Progress
+    measured: list[tuple[str, str, Sequence[Measured]]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
 
-async def _run_backlogs(
-    plan: Plan, setup: Setup, certificates: Certificates, folder: Path, findings: Findings, tell: Progress
-) -> None:
-    async with make_store(setup, plan.servers, certificates, folder) as environment:
-        settings = build_settings(environment)
+    async def measure(self, setup: Setup) -> None:
+        """Measure a setup."""
+        if self.plan.choose(setup):
+            with self._noting_failure(ALL, setup):
+                await self._measure_scenarios(setup)
+        if self.plan.backlogs and not setup.is_apart:
+            with self._noting_failure(backlog.NAME, setup):
+                await self._measure_backlogs(setup)
 
-        async def settle() -> None:
-            if plan.servers.database is not None and settings.database_url is not None:
-                await DatabaseServer(plan.servers.database).settle(settings.database_url)
+    def build_figures(self, ceilings: Sequence[CeilingFigure]) -> list[Figure]:
+        """All figures, those of one setup after those of the other."""
+        return [
+            figure
+            for scenario, setup, measured in self.measured
+            for figure in build_figures(scenario, setup, measured, ceilings, self.plan.scale)
+        ]
 
-        async with open_carehook(settings, create=True) as carehook:
-            measured = await backlog.measure_backlogs(
-                carehook, plan.backlogs, settle, lambda what: tell(f"{setup.title}: {what}")
-            )
-    findings.measured.append((backlog.NAME, setup.name, measured))
+    async def _measure_scenarios(self, setup: Setup) -> None:
+        servers, client = self.plan.servers, self.receiver.client
+        async with start_setup(setup, servers, client, self.certificates, self.folder / setup.name) as carehook:
+            bench = Bench(carehook, self.receiver, self.neighbour, self.plan.scale)
+            for scenario in self.plan.choose(setup):
+                self.tell(f"{setup.title}: {scenario.description}")
+                with self._noting_failure(scenario.name, setup):
+                    self.measured.append((scenario.name, setup.name, await scenario.run(bench)))
+            memory = Measured(WORKER_MEMORY, carehook.read_peak_memory(), "MB")
+            self.measured.append((ALL, setup.name, [memory]))
+
+    async def _measure_backlogs(self, setup: Setup) -> None:
+        servers = self.plan.servers
+        folder = self.folder / f"{setup.name}-{backlog.NAME}"
+        async with make_store(setup, servers, self.certificates, folder) as environment:
+            settings = build_settings(environment)
+
+            async def settle() -> None:
+                if servers.database is not None and settings.database_url is not None:
+                    await DatabaseServer(servers.database).settle(settings.database_url)
+
+            async with open_carehook(settings, create=True) as carehook:
+                measured = await backlog.measure_backlogs(
+                    carehook, self.plan.backlogs, settle, lambda what: self.tell(f"{setup.title}: {what}")
+                )
+        self.measured.append((backlog.NAME, setup.name, measured))
+
+    @contextmanager
+    def _noting_failure(self, scenario: str, setup: Setup) -> Iterator[None]:
+        try:
+            yield
+        except (BenchmarkFailed, LedgerUnavailable, PyreqwestError, StartupError) as error:
+            self.failures.append(Failure(scenario=scenario, setup=setup.name, reason=str(error)))
 
 
 async def _measure_ceilings(ceilings: Collection[Ceiling], receiver: Receiver, scale: float) -> dict[Ceiling, float]:
@@ -137,11 +168,3 @@ async def _describe_setup(setup: Setup, servers: Servers) -> SetupRun:
     if setup.needs_database and servers.database is not None:
         store = await DatabaseServer(servers.database).describe()
     return SetupRun(name=setup.name, title=setup.title, store=store)
-
-
-def _build_figures(findings: Findings, ceilings: Sequence[CeilingFigure], scale: float) -> list[Figure]:
-    return [
-        figure
-        for scenario, setup, measured in findings.measured
-        for figure in build_figures(scenario, setup, measured, ceilings, scale)
-    ]

@@ -11,10 +11,11 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 import nats
+import nats.errors
 from nats.js.errors import NotFoundError
 from pydantic import SecretStr
 from sqlalchemy.engine import URL, make_url
@@ -91,13 +92,21 @@ class DatabaseServer:
 
 
 async def delete_stream(queue: SecretStr, installation: str) -> None:
-    """Delete the stream of an installation, which has the name of its encryption key; that key is this run's own."""
-    connection = await nats.connect(queue.get_secret_value().split(","), allow_reconnect=False)
-    try:
-        with contextlib.suppress(NotFoundError):
+    """Delete the stream of an installation, which has the name of its encryption key; that key is this run's own.
+
+    Where the server has gone, nothing is done: what went wrong before says so better.
+    """
+    options: dict[str, Any] = {"max_reconnect_attempts": 1, "reconnect_time_wait": 0, "error_cb": _ignore}
+    with contextlib.suppress(OSError, TimeoutError, nats.errors.Error, NotFoundError):
+        connection = await nats.connect(queue.get_secret_value().split(","), **options)
+        try:
             await connection.jetstream().delete_stream(f"carehook-{installation}")
-    finally:
-        await connection.close()
+        finally:
+            await connection.close()
+
+
+async def _ignore(_: Exception) -> None:
+    """The client's own way is a traceback."""
 
 
 def _parse(url: SecretStr) -> URL:

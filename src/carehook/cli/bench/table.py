@@ -18,8 +18,9 @@ def print_report(report: Report) -> None:
     _print_lines(build_ceiling_lines(report))
     print()
     _print_lines(build_figure_lines(report))
-    print()
-    _print_lines(build_cpu_lines(report))
+    if any(figure.cpu for figure in report.figures):
+        print()
+        _print_lines(build_cpu_lines(report))
     for failure in report.failures:
         say(f"{failure.scenario} could not be measured on {failure.setup}: {failure.reason}")
 
