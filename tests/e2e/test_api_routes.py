@@ -95,6 +95,56 @@ def test_an_endpoint_is_changed_paused_resumed_and_deleted(operator: Client, end
     assert operator.call("GET", path).status_code == 404
 
 
+LIMITS = {"max_in_flight": 3, "rate_limit": 0.5, "ordering": "patient"}
+
+
+def read_limits(endpoint: Any) -> Any:
+    return {name: endpoint[name] for name in LIMITS}
+
+
+def test_an_endpoint_has_the_limits_and_the_order_it_was_given(operator: Client, organization: str) -> None:
+    path = f"/v1/organizations/{organization}/endpoints"
+    free = operator.take("POST", path, {"url": "http://127.0.0.1:9/hook"})
+    assert read_limits(free) == {"max_in_flight": None, "rate_limit": None, "ordering": "none"}
+    limited = operator.take("POST", path, {"url": "http://127.0.0.1:9/hook", **LIMITS})
+    assert read_limits(limited) == LIMITS
+    assert read_limits(operator.take("GET", f"/v1/endpoints/{limited['id']}")) == LIMITS
+
+
+def test_null_takes_a_limit_away_and_what_is_left_out_stays(operator: Client, endpoint: Any) -> None:
+    path = f"/v1/endpoints/{endpoint['id']}"
+    assert read_limits(operator.take("PATCH", path, LIMITS)) == LIMITS
+    assert read_limits(operator.take("PATCH", path, {"description": "New", "ordering": None})) == LIMITS
+    assert read_limits(operator.take("PATCH", path, {"rate_limit": None})) == {**LIMITS, "rate_limit": None}
+    changed = operator.take("PATCH", path, {"max_in_flight": None, "rate_limit": 100, "ordering": "none"})
+    assert read_limits(changed) == {"max_in_flight": None, "rate_limit": 100, "ordering": "none"}
+    assert read_limits(operator.take("GET", path)) == read_limits(changed)
+
+
+def test_how_it_goes_at_an_endpoint_is_shown(operator: Client, endpoint: Any) -> None:
+    assert endpoint["circuit"] == {
+        "state": "closed",
+        "failures": 0,
+        "failing_since": None,
+        "last_failure": None,
+        "opened_at": None,
+        "next_probe_at": None,
+    }
+
+
+def test_a_delivery_that_waits_says_for_what(publisher: Client, operator: Client, organization: str) -> None:
+    _, event_id = make_held(operator, organization, "http://127.0.0.1:9/hook")
+    delivery = get_delivery(publisher, event_id)
+    assert delivery["waits_for"] == {
+        "kind": "endpoint",
+        "detail": "The endpoint is paused. Resume it to go on.",
+        "since": None,
+        "until": None,
+        "delivery_id": None,
+    }
+    assert publisher.take("GET", f"/v1/deliveries/{delivery['id']}")["waits_for"] == delivery["waits_for"]
+
+
 @pytest.mark.parametrize("body", [None, {"overlap_seconds": 0}])
 def test_rotation_shows_the_new_secret_alone(operator: Client, endpoint: Any, body: Any) -> None:
     rotated = operator.take("POST", f"/v1/endpoints/{endpoint['id']}/rotate-secret", body)

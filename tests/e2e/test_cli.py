@@ -223,6 +223,53 @@ def test_an_endpoint_lives(world: World, receiver: RecordingReceiver) -> None:
     assert command.read("endpoint", "list", organization_id)["data"] == []
 
 
+def test_limits_and_order_are_given_changed_and_taken_away(world: World) -> None:
+    def read_limits(endpoint: Any) -> tuple[Any, ...]:
+        return endpoint["max_in_flight"], endpoint["rate_limit"], endpoint["ordering"]
+
+    command = world.carehook
+    options = ("--max-in-flight", "3", "--rate-limit", "0.5", "--ordering", "patient")
+    created = command.read("endpoint", "create", world.create_organization(), "http://127.0.0.1:9/", *options)
+    assert read_limits(created) == (3, 0.5, "patient")
+    update = ("endpoint", "update", created["id"])
+    assert read_limits(command.read(*update, "--max-in-flight", "7")) == (7, 0.5, "patient")
+    assert read_limits(command.read(*update, "--no-max-in-flight")) == (None, 0.5, "patient")
+    changed = command.read(*update, "--no-rate-limit", "--ordering", "none")
+    assert read_limits(changed) == (None, None, "none")
+    assert command.read("endpoint", "show", created["id"]) == changed
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--max-in-flight", "0"), 1, "max_in_flight must be greater than or equal to 1."),
+        (("--rate-limit", "nan"), 1, "rate_limit must be"),
+        (("--ordering", "event"), 2, "--ordering"),
+        (("--max-in-flight", "5", "--no-max-in-flight"), 2, "give the limit"),
+        (("--rate-limit", "5", "--no-rate-limit"), 2, "give the limit"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused(world: World, options: tuple[str, ...], code: int, words: str) -> None:
+    endpoint = world.create_endpoint(world.create_organization(), "http://127.0.0.1:9/")
+    done = world.carehook.run("endpoint", "update", endpoint["id"], *options, code=code)
+    assert words in done.stderr
+    assert world.carehook.read("endpoint", "show", endpoint["id"])["updated_at"] == endpoint["updated_at"]
+
+
+def test_what_a_delivery_waits_for_and_how_it_goes_at_its_endpoint_are_told_in_words(world: World) -> None:
+    organization_id = world.create_organization()
+    with RecordingReceiver(500) as receiver:
+        endpoint_id = world.create_endpoint(organization_id, receiver.url)["id"]
+        event_id = world.carehook.read("event", "publish", organization_id, stdin=REPORT)["id"]
+        delivery_id = world.wait_for_attempts(event_id, 1)["id"]
+    failing = "circuit\tclosed, with 1 failure, the last: the endpoint answered 500\n"
+    assert failing in world.carehook.run("endpoint", "show", endpoint_id).stdout
+    assert "waits_for\tThe next attempt is due at 2" in world.carehook.run("delivery", "show", delivery_id).stdout
+    world.carehook.run("endpoint", "pause", endpoint_id)
+    paused = "waits_for\tThe endpoint is paused. Resume it to go on.\n"
+    assert paused in world.carehook.run("delivery", "show", delivery_id).stdout
+
+
 def test_what_failed_since_an_hour_is_recovered(world: World) -> None:
     organization_id = world.create_organization()
     with RecordingReceiver(500) as receiver:

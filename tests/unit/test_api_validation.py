@@ -26,6 +26,14 @@ def find_errors(model: type[BaseModel], body: Any) -> list[FieldError]:
     [
         (NewEndpoint, {}, FieldError("url", "is required")),
         (NewEndpoint, {"url": 5}, FieldError("url", "must be a string")),
+        (NewEndpoint, {"url": "u", "max_in_flight": 0}, FieldError("max_in_flight", "must be at least 1")),
+        (NewEndpoint, {"url": "u", "max_in_flight": 1001}, FieldError("max_in_flight", "must be at most 1000")),
+        (NewEndpoint, {"url": "u", "max_in_flight": 1.5}, FieldError("max_in_flight", "must be an integer")),
+        (NewEndpoint, {"url": "u", "max_in_flight": True}, FieldError("max_in_flight", "must be an integer")),
+        (NewEndpoint, {"url": "u", "rate_limit": 0.009}, FieldError("rate_limit", "must be at least 0.01")),
+        (NewEndpoint, {"url": "u", "rate_limit": 10_001}, FieldError("rate_limit", "must be at most 10000")),
+        (NewEndpoint, {"url": "u", "rate_limit": "5"}, FieldError("rate_limit", "must be a number")),
+        (NewEndpoint, {"url": "u", "ordering": "strict"}, FieldError("ordering", "must be 'none' or 'patient'")),
         (NewEndpoint, {"url": "u", "event_types": "x"}, FieldError("event_types", "must be a list")),
         (NewEndpoint, {"url": "u", "authentication": {}}, FieldError("authentication.type", "is required")),
         (

@@ -67,7 +67,9 @@ def build_field_errors(details: Sequence[Mapping[str, Any]]) -> list[FieldError]
 def _build_rule(detail: Mapping[str, Any]) -> str:
     kind = detail["type"]
     if kind in _RULES:
-        return _RULES[kind].format(**detail.get("ctx", {}))
+        context = detail.get("ctx", {})
+        # A bound of a float is shown as it was written: 10000, not 10000.0.
+        return _RULES[kind].format(**{k: f"{v:g}" if isinstance(v, float) else v for k, v in context.items()})
     return f"is not valid ({kind})" if kind in _PYDANTICS_OWN else str(detail["msg"])
 
 

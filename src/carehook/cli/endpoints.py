@@ -26,7 +26,7 @@ app = typer.Typer(
     "the shell's history: give them in a file, or on standard input with `-`.",
 )
 
-_COLUMNS = ["id", "status", "url", "event_types", "description"]
+_COLUMNS = ["id", "status", "circuit", "url", "event_types", "description"]
 
 _EventTypes = Annotated[
     list[str] | None, typer.Option("--event-type", metavar="TYPE", help="An event type it receives; may be repeated.")
