@@ -144,6 +144,9 @@ def _build_lease(dialect: str) -> Any:
         lateral = first_due.with_for_update(skip_locked=True, key_share=True).lateral()
         chosen = sa.select(lateral.c.id).select_from(endpoints.join(lateral, sa.true()))
     chosen = chosen.where(among(endpoints.c.id, _ids), endpoints.c.status == EndpointStatus.ACTIVE)
+    if dialect == "postgresql":
+        # Chosen once: a subquery that a plan runs again finds others meanwhile, and the update leases more than it may.
+        chosen = sa.select(chosen.cte("chosen").prefix_with("MATERIALIZED").c.id)
     return (
         deliveries.update()
         .where(deliveries.c.id.in_(chosen))
