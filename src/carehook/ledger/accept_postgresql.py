@@ -40,15 +40,24 @@ _ACCEPT: Final = """
 WITH unchanged AS (
     -- FOR SHARE waits for whoever is changing one of the endpoints, compares the revision that this leaves behind, and
     -- keeps others from changing any until we have committed.
-    SELECT organizations.id
-    FROM organizations
-    JOIN unnest($1::text[], $2::bigint[]) AS given (id, revision) USING (id, revision)
-    ORDER BY organizations.id
-    FOR SHARE OF organizations
+    SELECT organization.id
+    FROM (SELECT * FROM unnest($1::text[], $2::bigint[]) AS given (id, revision) ORDER BY id) AS given
+    CROSS JOIN LATERAL (
+        SELECT id
+        FROM organizations
+        WHERE id = given.id AND revision = given.revision
+        LIMIT 1
+        FOR SHARE
+    ) AS organization
 ), answered AS (
-    SELECT organization_id, key, fingerprint, answer
+    SELECT given.*, fingerprint, answer
     FROM unnest($20::text[], $21::text[]) AS given (organization_id, key)
-    JOIN idempotency_keys USING (organization_id, key)
+    CROSS JOIN LATERAL (
+        SELECT fingerprint, answer
+        FROM idempotency_keys
+        WHERE organization_id = given.organization_id AND key = given.key
+        LIMIT 1
+    ) AS known
 ), permitted AS (
     SELECT unchanged.count = cardinality($1) AS is_unchanged,
            unchanged.count = cardinality($1) AND NOT EXISTS (SELECT FROM answered) AS is_permitted

@@ -10,7 +10,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Final
 
 from asyncpg import Record
@@ -66,9 +66,8 @@ class QueuePostgresql(QueueSql):
     async def _claim(self, asked: dict[str, int], now: datetime, until: datetime) -> Claim:
         # A power cut may undo a lease: what it was for is due again, as when its worker dies.
         rows = await self._connections.fetch(CLAIM, list(asked), list(asked.values()), now, until, durable=False)
-        leased = [row for row in rows if row["id"] is not None]
-        plain = await self._build_plain(leased, asked, until)
-        limited = {row["endpoint_id"]: asked[row["endpoint_id"]] for row in rows if row["id"] is None}
+        plain = await self._build_plain(rows, asked, until)
+        limited = {row["endpoint_id"]: asked[row["endpoint_id"]] for row in rows if row["is_limited"]}
         if not limited:
             return plain
         return _join(
@@ -76,11 +75,13 @@ class QueuePostgresql(QueueSql):
             await self._database.run(lambda session: claiming_sql.claim(session, limited, now, until), durable=False),
         )
 
-    async def _build_plain(self, leased: Sequence[Record], asked: Mapping[str, int], until: datetime) -> Claim:
-        endpoints = await self._look_up({row["endpoint_id"]: row["revision"] for row in leased})
-        bodies = {row["event_id"]: row["body"] for row in leased if row["body"] is not None}
-        leased = sorted(leased, key=lambda row: (row["due_at"], row["id"]))
+    async def _build_plain(self, rows: Sequence[Record], asked: Mapping[str, int], until: datetime) -> Claim:
+        leased = sorted((row for row in rows if row["id"] is not None), key=itemgetter("due_at", "id"))
         counts = Counter(row["endpoint_id"] for row in leased)
+        endpoints = await self._look_up(
+            {row["endpoint_id"]: row["revision"] for row in rows if row["endpoint_id"] in counts and row["id"] is None}
+        )
+        bodies = {row["event_id"]: row["body"] for row in leased if row["body"] is not None}
         return Claim(
             deliveries=[
                 ClaimedDelivery(

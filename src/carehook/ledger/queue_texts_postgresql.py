@@ -1,6 +1,8 @@
 """The queue's statements on PostgreSQL. Each goes from arrays by index to the rows they name, and to no others.
 
-Rows are locked in the order of their ids where they are waited for, as everyone locks them.
+They are written so that no statistics can make another plan of them: a plan that was good for a table of ten rows is
+kept until somebody tells PostgreSQL that there are millions. Rows are locked in the order of their ids where they are
+waited for, as everyone locks them.
 """
 
 from __future__ import annotations
@@ -12,14 +14,17 @@ from carehook.ledger.states import TRANSITIONS, Transition, is_final
 
 CLAIM: Final = """
 WITH candidates AS (
-    SELECT endpoints.id, endpoints.revision, room,
-           max_in_flight IS NOT NULL OR rate_limit IS NOT NULL OR opened_at IS NOT NULL AS is_limited
+    SELECT given.id, room, revision, is_limited
     FROM unnest($1::text[], $2::bigint[]) AS given (id, room)
-    JOIN endpoints USING (id)
-    JOIN lanes ON endpoint_id = endpoints.id
-    WHERE status = 'active'
+    CROSS JOIN LATERAL (
+        SELECT revision, max_in_flight IS NOT NULL OR rate_limit IS NOT NULL OR opened_at IS NOT NULL AS is_limited
+        FROM endpoints
+        JOIN lanes ON endpoint_id = id
+        WHERE id = given.id AND status = 'active'
+        LIMIT 1
+    ) AS endpoint
 ), due AS (
-    SELECT due.id, revision
+    SELECT due.id
     FROM candidates
     CROSS JOIN LATERAL (
         SELECT deliveries.id
@@ -29,7 +34,8 @@ WITH candidates AS (
                 SELECT FROM deliveries AS earlier
                 WHERE earlier.endpoint_id = deliveries.endpoint_id AND earlier.order_key = deliveries.order_key
                     AND earlier.position < deliveries.position
-                    AND earlier.order_key IS NOT NULL AND (earlier.state = 'pending' OR earlier.state = 'held')
+                    AND earlier.order_key IS NOT NULL
+                    AND (earlier.state = 'pending' OR earlier.state = 'held' OR earlier.lease_until IS NOT NULL)
             ))
         ORDER BY due_at
         LIMIT room
@@ -40,21 +46,19 @@ WITH candidates AS (
 ), leased AS (
     UPDATE deliveries
     SET leased_at = $3, lease_until = $4, lease_token = lease_token + 1
-    FROM due
-    WHERE deliveries.id = due.id
-    RETURNING deliveries.id, lease_token, attempt_count, failure_count, due_at, event_id, event_type, endpoint_id,
-              revision
+    WHERE id = ANY (ARRAY(SELECT id FROM due))
+    RETURNING id, lease_token, attempt_count, failure_count, due_at, event_id, event_type, endpoint_id
 )
 -- Each body comes once, with the first of its event's deliveries.
-SELECT leased.*, events.created_at AS accepted_at,
-       CASE WHEN row_number() OVER (PARTITION BY event_id) = 1 THEN body END AS body
+SELECT leased.*, event.created_at AS accepted_at,
+       CASE WHEN row_number() OVER (PARTITION BY event_id) = 1 THEN body END AS body,
+       NULL AS revision, NULL AS is_limited
 FROM leased
-JOIN events ON events.id = event_id
+CROSS JOIN LATERAL (SELECT created_at, body FROM events WHERE id = event_id LIMIT 1) AS event
 UNION ALL
--- Those that are to be leased by their limits.
-SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, id, revision, NULL, NULL
+-- The endpoints themselves: which revision of them is meant, and which are to be leased by their limits.
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, id, NULL, NULL, revision, is_limited
 FROM candidates
-WHERE is_limited
 """
 
 
@@ -80,7 +84,8 @@ WITH found AS (
         AS given (id, lease_token, transition, new_due_at, spends_retry, attempt_id, number,
                   started_at, duration, outcome, status_code, reason, sealed_excerpt)
     JOIN deliveries USING (id, lease_token)
-    WHERE lease_until IS NOT NULL
+    -- Not `lease_until`, which says the same: by its index, all leases there are would be gone through for each result.
+    WHERE leased_at IS NOT NULL
     ORDER BY deliveries.id
     -- Under the lock the row is read anew: a cancellation that was waited for is in the state that the result meets.
     FOR NO KEY UPDATE OF deliveries
