@@ -125,6 +125,22 @@ async def test_one_that_fails_after_it_was_cancelled_holds_back_nobody(ordered: 
     assert await claim_ids(ordered) == [second]
 
 
+@pytest.mark.parametrize("ends", ["finish", "recover"])
+async def test_one_that_is_cancelled_in_flight_holds_back_the_next_until_its_request_is_over(
+    ordered: Store, ends: str
+) -> None:
+    first, second = await ordered.accept("ep_1", "ep_1", patient="ann")
+    claimed = await ordered.claim_one()
+    async with ordered.ledger.transaction() as tx:
+        assert await tx.deliveries.cancel(first, NOW)
+    assert await claim_ids(ordered) == []
+    if ends == "finish":
+        assert await ordered.finish(claimed)
+    else:
+        assert await ordered.queue.recover_lost(NOW + LEASE) == 1
+    assert await claim_ids(ordered, now=NOW + LEASE) == [second]
+
+
 async def test_the_next_goes_by_its_own_schedule_where_it_failed_itself(ordered: Store) -> None:
     first, second = await ordered.accept("ep_1", "ep_1", patient="ann")
     assert await ordered.finish(await ordered.claim_one())

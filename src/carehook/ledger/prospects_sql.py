@@ -11,24 +11,21 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from carehook.ledger.directory_sql import build_endpoint
 from carehook.ledger.records import Endpoint, Lane, Prospect
 from carehook.ledger.statements import among
-from carehook.ledger.tables import UNFINISHED_STATES, deliveries, endpoints, lanes
+from carehook.ledger.tables import UNFINISHED_STATES, deliveries, endpoints, holds_back, lanes
 
 _lane_columns = [lanes.c[field.name] for field in dataclasses.fields(Lane)]
 
 
 def _build_first_before() -> sa.ScalarSelect[str]:
-    """The first unfinished delivery that is before this one in the order of its patient."""
+    """The first delivery that is before this one in the order of its patient and not over."""
     earlier = deliveries.alias("earlier")
-    # Written as the partial index has it, or it would go unused.
-    unfinished = sa.or_(*(earlier.c.state == sa.literal_column(f"'{state}'") for state in UNFINISHED_STATES))
     return (
         sa.select(earlier.c.id)
         .where(
             earlier.c.endpoint_id == deliveries.c.endpoint_id,
             earlier.c.order_key == deliveries.c.order_key,
             earlier.c.position < deliveries.c.position,
-            earlier.c.order_key.is_not(None),
-            unfinished,
+            holds_back(earlier),
         )
         .order_by(earlier.c.position)
         .limit(1)

@@ -17,12 +17,12 @@ from carehook.ledger.statements import Bulk, Ids, Prepared, among, build_move, l
 from carehook.ledger.states import EndpointStatus, Transition, states_before
 from carehook.ledger.tables import (
     LEASED,
-    UNFINISHED_STATES,
     WAITING,
     attempts,
     deliveries,
     endpoints,
     events,
+    holds_back,
     in_state,
     lanes,
     organizations,
@@ -102,13 +102,8 @@ SET_SLOT = Bulk(
 )
 
 
-def _build_unfinished(of: sa.FromClause) -> sa.ColumnElement[bool]:
-    # Written as the partial index has it, or it would go unused.
-    return sa.or_(*(of.c.state == sa.literal_column(f"'{state}'") for state in UNFINISHED_STATES))
-
-
 def _build_earlier() -> sa.Exists:
-    """Whether one that is before this delivery in the order of its patient is not finished."""
+    """Whether one that is before this delivery in the order of its patient is not over."""
     earlier = deliveries.alias("earlier")
     return (
         sa.select(sa.literal_column("1"))
@@ -116,8 +111,7 @@ def _build_earlier() -> sa.Exists:
             earlier.c.endpoint_id == deliveries.c.endpoint_id,
             earlier.c.order_key == deliveries.c.order_key,
             earlier.c.position < deliveries.c.position,
-            earlier.c.order_key.is_not(None),
-            _build_unfinished(earlier),
+            holds_back(earlier),
         )
         .correlate(deliveries)
         .exists()
@@ -264,7 +258,7 @@ _behind = (
         & (_after.c.order_key == _head.c.order_key)
         & (_after.c.position > _head.c.position),
     )
-    .where(_head.c.id == sa.bindparam("head"), _after.c.order_key.is_not(None), _build_unfinished(_after))
+    .where(_head.c.id == sa.bindparam("head"), holds_back(_after))
     # Those that are locked are being cancelled or paused.
     .with_for_update(of=_after, skip_locked=True, key_share=True)
 )

@@ -147,7 +147,7 @@ LEASED = deliveries.c.lease_until.is_not(None)
 """What a worker has claimed."""
 
 UNFINISHED_STATES = (DeliveryState.PENDING, DeliveryState.HELD)
-"""Those in which a delivery holds back the ones behind it in its order."""
+"""Those in which something more happens to a delivery by itself."""
 
 
 def in_state(*states: DeliveryState, where: sa.ColumnElement[bool] | None = None) -> sa.ColumnElement[bool]:
@@ -159,13 +159,22 @@ def in_state(*states: DeliveryState, where: sa.ColumnElement[bool] | None = None
     return sa.or_(*(rows if where is None else where & rows for rows in found))
 
 
+def holds_back(of: sa.FromClause) -> sa.ColumnElement[bool]:
+    """Whether a delivery, of the table or an alias of it, keeps those behind it in its order from being sent.
+
+    It does until it is finished and, where somebody cancelled it meanwhile, its request is in flight no more.
+    """
+    unfinished = (of.c.state == sa.literal_column(f"'{state}'") for state in UNFINISHED_STATES)
+    return of.c.order_key.is_not(None) & sa.or_(*unfinished, of.c.lease_until.is_not(None))
+
+
 for _name, _columns, _rows in (
     ("ix_deliveries_due", (deliveries.c.endpoint_id, deliveries.c.due_at), WAITING),
     ("ix_deliveries_leased", (deliveries.c.endpoint_id, deliveries.c.lease_until), LEASED),
     (
         "ix_deliveries_in_order",
         (deliveries.c.endpoint_id, deliveries.c.order_key, deliveries.c.position),
-        deliveries.c.order_key.is_not(None) & sa.or_(*map(_is, UNFINISHED_STATES)),
+        holds_back(deliveries),
     ),
     (
         "ix_deliveries_set_aside",

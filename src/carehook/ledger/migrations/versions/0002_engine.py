@@ -11,7 +11,7 @@ branch_labels = None
 depends_on = None
 
 _LEASED = sa.text("lease_until IS NOT NULL")
-_IN_ORDER = sa.text("order_key IS NOT NULL AND (state = 'pending' OR state = 'held')")
+_IN_ORDER = sa.text("order_key IS NOT NULL AND (state = 'pending' OR state = 'held' OR lease_until IS NOT NULL)")
 
 
 def upgrade() -> None:
