@@ -111,7 +111,7 @@ WITH found AS (
 SELECT id, lease_token, due_at, is_ordered,
        ARRAY(SELECT endpoint_id FROM lanes WHERE endpoint_id = ANY ($14::text[]) AND failure_streak > 0) AS failing
 FROM moved
-"""  # noqa: S608 (of our own table alone)
+"""  # noqa: S608 (of our own tables alone)
 
 take_result = attrgetter(
     "delivery_id",
