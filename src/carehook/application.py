@@ -21,7 +21,7 @@ from carehook.metrics import Metrics
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """The use cases of one Carehook on one store. `ledger` is here for readiness alone, `queue` for the benchmark."""
+    """The use cases of one Carehook on one store. `ledger` and `queue` are here for probes and the benchmark."""
 
     settings: Settings
     clock: Clock

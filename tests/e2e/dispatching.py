@@ -138,6 +138,9 @@ class WatchedQueue:
     async def recover_lost(self, now: datetime) -> int:
         return await self._queue.recover_lost(now)
 
+    def find_missing(self) -> str | None:
+        return self._queue.find_missing()
+
     def wake(self, endpoint_ids: Collection[str] = ()) -> None:
         self._queue.wake(endpoint_ids)
 

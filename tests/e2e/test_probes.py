@@ -18,6 +18,7 @@ import pytest
 from carehook.events import CATALOGUE
 from tests.receivers import Receiver, RecordingReceiver
 from tests.servers.installation import Installation, Service, eventually
+from tests.servers.nats import NatsServers
 from tests.servers.ports import find_free_port
 from tests.servers.postgres import PostgresServer
 
@@ -147,6 +148,19 @@ def test_a_worker_says_that_its_store_is_away_and_when_it_is_back(carehook: Inst
             assert get(probes, "/healthz")[0] == 200
             server.start()
             eventually(lambda: get_readiness(probes) == (200, None), "readiness")
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_a_process_whose_queue_is_away_goes_on_and_says_so(carehook: Installation, command: str) -> None:
+    with NatsServers() as nats, carehook.start(command, CAREHOOK_QUEUE_URL=nats.url) as service:
+        url = service.url or find_probes(service)[0]
+        assert get(url, "/readyz") == (200, '{"status":"ready"}')
+        nats.stop()
+        told = "The queue does not answer; until it does, the store is asked instead."
+        answer = (200, json.dumps({"status": "ready", "without": told}, separators=(",", ":")))
+        eventually(lambda: get(url, "/readyz") == answer, "word of the queue")
+        nats.start()
+        eventually(lambda: get(url, "/readyz") == (200, '{"status":"ready"}'), "queue")
 
 
 def test_a_worker_that_drains_is_not_ready_until_it_is_done(carehook: Installation, hanging: HangingReceiver) -> None:

@@ -253,7 +253,7 @@ def count_statements() -> Iterator[list[str]]:
 async def test_a_list_takes_as_many_queries_for_many_rows_as_for_one(settings: Settings) -> None:
     async with open_platform(settings) as platform:
         insights = platform.application.insights
-        counts = []
+        counts: list[tuple[int, int, int]] = []
         for _ in range(2):
             await platform.register("http://127.0.0.1:9/", ordering="patient")
             await platform.publish(1 if not counts else 20)

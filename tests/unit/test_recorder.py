@@ -110,6 +110,9 @@ class Store:
     async def recover_lost(self, now: datetime) -> int:
         return 0
 
+    def find_missing(self) -> str | None:
+        return None
+
     def wake(self, endpoint_ids: Collection[str] = ()) -> None:
         return
 

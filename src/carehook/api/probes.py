@@ -7,7 +7,7 @@ from typing import Literal
 import orjson
 import structlog
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -34,6 +34,7 @@ class Ready(BaseModel):
     """Requests can be served."""
 
     status: Literal["ready"]
+    without: str | None = Field(default=None, description="What it goes on without for now; left out where nothing is.")
 
 
 @router.get("/healthz")
@@ -42,7 +43,7 @@ async def get_health() -> Alive:
     return Alive(status="alive")
 
 
-@router.get("/readyz", response_model=Ready)
+@router.get("/readyz", response_model=Ready, response_model_exclude_none=True)
 async def get_readiness(request: Request, carehook: Carehook) -> Ready | Response:
     """Tell whether requests can be served now, or what is not ready."""
     if request.app.state.is_draining():
@@ -52,7 +53,7 @@ async def get_readiness(request: Request, carehook: Carehook) -> Ready | Respons
     except STORE_ERRORS as error:
         _log.error("not_ready", part="store", error=type(error).__name__, **describe_reason(error))
         return _build_not_ready("store", error.rule if isinstance(error, LedgerUnavailable) else "does not answer")
-    return Ready(status="ready")
+    return Ready(status="ready", without=carehook.queue.find_missing())
 
 
 # Load balancers ask by HEAD. The server sends the headers of these answers and leaves their bodies out.
@@ -87,7 +88,7 @@ async def get_openapi(request: Request) -> Response:
 
 
 def _build_answer(status: Alive | Ready) -> Response:
-    return Response(status.model_dump_json(), media_type="application/json")
+    return Response(status.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 def _build_not_ready(part: str, rule: str) -> Response:

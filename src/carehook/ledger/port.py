@@ -6,6 +6,7 @@ Laws:
 - Rows are locked in one order, so that transactions do not deadlock: endpoints, organizations, deliveries, lanes, each
   by id. Who changes an endpoint changes its organization's revision at once; who accepts holds that still, and no
   endpoint.
+- A claim waits for no row: what another transaction has locked, it passes over and comes back to.
 - A result counts only with the lease token under which the delivery was claimed.
 """
 
@@ -345,6 +346,10 @@ class Queue(Protocol):
 
     async def wait(self, *, at_most: timedelta) -> None:
         """Return when something may be due that was not at the last claim, or after `at_most`."""
+        ...
+
+    def find_missing(self) -> str | None:
+        """What it goes on without for now, in a sentence for anyone; None where nothing is missing."""
         ...
 
 

@@ -112,6 +112,10 @@ class QueueJetStream:
         await self._queue.give_back(claimed)
         self._announcer.announce(map(self._stream.announce, {each.endpoint.id for each in claimed}))
 
+    def find_missing(self) -> str | None:
+        """JetStream, while there is no session with it."""
+        return None if self._link.session else "The queue does not answer; until it does, the store is asked instead."
+
     async def recover_lost(self, now: datetime) -> int:
         """Record an interrupted attempt for each lease that ran out."""
         return await self._queue.recover_lost(now)

@@ -122,6 +122,10 @@ class QueueSql:
         await self._give_back(sorted((each.id, each.lease_token) for each in claimed))
         self.wake({each.endpoint.id for each in claimed})
 
+    def find_missing(self) -> str | None:
+        """Nothing: it is made of the store alone."""
+        return None
+
     async def recover_lost(self, now: datetime) -> int:
         """Record an interrupted attempt for each lease that ran out."""
         recovered = 0
