@@ -40,7 +40,7 @@ def _kill(site: Site, process: Process) -> None:
     if site.chance.random() < 0.25:
         site.wait_a_while()
         process.kill()
-        process.start()
+    site.tend()
 
 
 def freeze_a_worker(site: Site) -> None:
