@@ -187,15 +187,15 @@ class Store:
             else:
                 await tx.deliveries.hold(endpoint_id)
 
-    async def until_blocked(self) -> None:
-        """Return when another transaction waits for a lock (PostgreSQL)."""
+    async def until_blocked(self, transactions: int = 1) -> None:
+        """Return when so many other transactions wait for a lock (PostgreSQL)."""
         query = sa.text(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         )
         async with asyncio.timeout(30):
             while True:
                 async with self.database.read() as connection:
-                    if (await connection.execute(query)).scalar_one():
+                    if (await connection.execute(query)).scalar_one() >= transactions:
                         return
 
 

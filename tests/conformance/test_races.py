@@ -81,6 +81,42 @@ async def test_what_is_accepted_after_a_pause_began_is_held(postgresql_store: St
     assert await store.states(await accepting) == [DeliveryState.HELD]
 
 
+async def test_what_is_accepted_while_a_pause_commits_is_held_though_the_endpoint_was_known(
+    postgresql_store: Store,
+) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1")
+    publisher = await store.second()
+    await publisher.accept("ep_1")
+    async with store.ledger.transaction() as tx:
+        endpoint = await tx.endpoints.get("ep_1", lock=True)
+        assert endpoint is not None
+        await tx.endpoints.update(replace(endpoint, status=EndpointStatus.PAUSED))
+        await tx.deliveries.hold("ep_1")
+        accepting = asyncio.create_task(publisher.accept("ep_1"))
+        await store.until_blocked()
+    assert await store.states(*await accepting) == [DeliveryState.HELD]
+
+
+async def test_what_is_accepted_while_a_result_disables_is_held(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1")
+    publisher = await store.second()
+    [sent] = await publisher.accept("ep_1")
+    gone = build_finished(await store.claim_one(), Transition.RESCHEDULE, due_at=NOW, disable_reason="410 Gone")
+    [waiting] = await publisher.accept("ep_1")
+    async with store.ledger.transaction() as tx:
+        # The result has the endpoint, and waits for this one of the deliveries that it will hold.
+        assert await tx.deliveries.cancel(waiting, NOW)
+        disabling = asyncio.create_task(store.queue.finish([gone], NOW))
+        await store.until_blocked()
+        accepting = asyncio.create_task(publisher.accept("ep_1"))
+        await store.until_blocked(2)
+    assert await disabling == [True]
+    states = await store.states(sent, waiting, *await accepting)
+    assert states == [DeliveryState.HELD, DeliveryState.CANCELLED, DeliveryState.HELD]
+
+
 @pytest.mark.parametrize("revive", ["retry", "resend", "recover"])
 async def test_what_is_revived_while_a_pause_commits_is_held(postgresql_store: Store, revive: str) -> None:
     store = postgresql_store
