@@ -2,7 +2,7 @@
 
     python -m tests.faults.long --size postgresql --minutes 10 --seed 7
 
-The counts go to `bench/results/<date>-faults-<size>.json`. The exit code is 0 if the law (`tests.faults`) was kept, 1
+The counts go to `bench/results/faults/<date>-<size>.json`. The exit code is 0 if the law (`tests.faults`) was kept, 1
 if it was not. Leases last as long as the product's own, unless `--lease` says otherwise.
 """
 
@@ -27,6 +27,8 @@ from tests.faults.faults import FAULTS
 from tests.faults.processes import ROOT
 from tests.faults.site import LEASE, Site, Size
 from tests.servers.namespaces import Network
+
+RESULTS = ROOT / "bench" / "results" / "faults"
 
 _LONGEST_CUT = 20.0
 """Seconds."""
@@ -94,11 +96,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument("--lease", type=float, default=LEASE, help="seconds")
-    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results", help="the folder for the counts")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder for the counts")
     given = parser.parse_args()
     print(f"seed {given.seed}", flush=True)
     result = run(given.size, given.minutes, given.seed, given.lease)
-    path = given.results / f"{result.began_at:%Y-%m-%d-%H%M}-faults-{result.size}.json"
+    path = given.results / f"{result.began_at:%Y-%m-%d-%H%M}-{result.size}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(result.model_dump_json(indent=2) + "\n")
     print(path)
     sys.exit(not result.law_was_kept)
