@@ -1,4 +1,4 @@
-"""Writes the newest result in bench/results into the documents that quote it: this folder's README and the project's.
+"""Writes what follows from the kept results: their plots, and the newest one into the documents that quote it.
 
 What stands between the marks in a document is made from the result alone, and a test holds it to that.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from carehook.cli.bench.plot import build_plot
 from carehook.cli.bench.report import Report
 from carehook.cli.bench.table import build_ceiling_lines, build_cpu_lines, build_figure_lines
 
@@ -88,7 +89,9 @@ def _build_table(lines: list[list[str]]) -> str:
 
 
 def main() -> None:
-    """Rewrite the documents."""
+    """Rewrite the plots and the documents."""
+    for result in RESULTS.glob("*.json"):
+        result.with_suffix(".svg").write_text(build_plot(read_report(result)))
     newest = find_newest()
     report = read_report(newest)
     for name, build in DOCUMENTS.items():

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from carehook.cli.bench.bodies import BodySize, build_batch, build_event
+from carehook.cli.bench.command import Request, build_plan
 from carehook.cli.bench.keeping import build_name
 from carehook.cli.bench.load import pick_percentile, run_at_rate, run_callers
 from carehook.cli.bench.measured import (
@@ -26,8 +27,9 @@ from carehook.cli.bench.measured import (
 from carehook.cli.bench.plot import BARS_LEFT, BARS_WIDTH, PANELS, build_plot
 from carehook.cli.bench.receiver import Behaviour, Receipts, read_behaviour
 from carehook.cli.bench.report import CeilingFigure, Figure, Machine, Report, SetupRun, build_figures
+from carehook.cli.bench.run import Plan
 from carehook.cli.bench.scenarios import SCENARIOS, backlog
-from carehook.cli.bench.setups import SETUPS
+from carehook.cli.bench.setups import SETUPS, Servers
 from carehook.cli.bench.table import build_cell, build_cpu_lines, build_figure_lines
 from carehook.cli.bench.usage import LOAD, OTHERS, CpuMeter, find_family, read_peak_memory
 from carehook.events import parse_event
@@ -238,7 +240,8 @@ async def test_an_open_loop_does_not_wait_for_answers() -> None:
             answer.set()
         await answer.wait()
 
-    await run_at_rate(act, 5, 1_000)
+    async with asyncio.timeout(30):
+        await run_at_rate(act, 5, 1_000)
 
     assert len(begun) == 5
 
@@ -303,3 +306,45 @@ def test_each_has_a_name_of_its_own() -> None:
 )
 def test_backlogs_grow_up_to_the_largest_that_was_asked_for(largest: int, scale: float, sizes: list[int]) -> None:
     assert backlog.choose_sizes(largest, scale) == sizes
+
+
+def test_all_is_planned_for_which_there_are_servers() -> None:
+    plan = build_plan(Request(database_url="postgresql://user@host/name"))
+
+    assert [setup.name for setup in plan.setups] == ["embedded", "postgresql", "postgresql-apart"]
+    assert list(plan.scenarios) == list(SCENARIOS)
+    assert plan.backlogs == [10_000, 100_000, 1_000_000]
+
+
+def test_servers_are_found_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAREHOOK_DATABASE_URL", "postgresql://user@host/name")
+    monkeypatch.setenv("CAREHOOK_QUEUE_URL", "nats://host")
+
+    assert [setup.name for setup in build_plan(Request()).setups] == [setup.name for setup in SETUPS]
+
+
+def test_a_file_of_somebodys_is_not_measured_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAREHOOK_DATABASE_URL", "sqlite:////var/lib/carehook/carehook.db")
+
+    plan = build_plan(Request())
+
+    assert plan.servers.database is None
+    assert [setup.name for setup in plan.setups] == ["embedded"]
+
+
+def test_what_is_chosen_alone_is_planned() -> None:
+    plan = build_plan(Request(only=["deliver-tls", "backlog"], largest_backlog=20_000))
+
+    assert [scenario.name for scenario in plan.scenarios] == ["deliver-tls"]
+    assert plan.backlogs == [10_000]
+    assert [ceiling.name for ceiling in plan.ceilings] == ["2 KB", "2 KB, TLS"]
+
+
+def test_what_decides_is_measured_on_every_setup() -> None:
+    plan = Plan(SCENARIOS, SETUPS, Servers())
+    chosen = {setup.name: {scenario.name for scenario in plan.choose(setup)} for setup in SETUPS}
+
+    assert chosen["embedded"] == chosen["postgresql-apart"] == chosen["jetstream"]
+    assert (
+        {"deliver", "deliver-tls", "accept", "latency-500", "one-to-1000"} <= chosen["postgresql"] < chosen["jetstream"]
+    )

@@ -200,4 +200,4 @@ def bench(
     if list_all:
         list_choices()
     else:
-        measure(Request(scale, only, setup, database_url, queue_url, workers, largest_backlog, keep, as_json))
+        measure(Request(scale, only, setups, database_url, queue_url, workers, largest_backlog, keep, as_json))

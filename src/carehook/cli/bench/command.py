@@ -29,15 +29,15 @@ _DESCRIPTIONS: Final = {
 class Request:
     """The options of the command."""
 
-    scale: float
-    only: Sequence[str] | None
-    setups: Sequence[str] | None
-    database_url: str | None
-    queue_url: str | None
-    workers: int
-    largest_backlog: int
-    keep: Path | None
-    as_json: bool
+    scale: float = 1.0
+    only: Sequence[str] | None = None
+    setups: Sequence[str] | None = None
+    database_url: str | None = None
+    queue_url: str | None = None
+    workers: int = 1
+    largest_backlog: int = backlog.LARGEST
+    keep: Path | None = None
+    as_json: bool = False
 
 
 def list_choices() -> None:
