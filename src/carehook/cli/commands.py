@@ -163,9 +163,9 @@ def bench(
     only: Annotated[
         list[str] | None, typer.Option(metavar="SCENARIO", help="Measure this alone; may be repeated.")
     ] = None,
-    setup: Annotated[
+    setups: Annotated[
         list[str] | None,
-        typer.Option("--on", metavar="SETUP", help="Measure on this alone; may be given several times."),
+        typer.Option("--on", metavar="SETUP", help="Measure on this alone; may be repeated."),
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the scenarios and the setups.")] = False,
     database_url: Annotated[
