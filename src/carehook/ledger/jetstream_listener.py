@@ -59,7 +59,8 @@ class Listener:
         if self._tasks:
             await asyncio.wait(self._tasks)
         if session := self._link.session:
-            await session.give_back([*self._held, *session.take_arrived()])
+            await session.pause()
+            await session.give_back(self.take_held())
 
     def take_held(self) -> Sequence[Msg]:
         """What was heard and no claim has looked at; for a claim that is about to."""
@@ -94,14 +95,16 @@ class Listener:
             await session.acknowledge(orders)
 
     async def _hold(self, session: Session) -> None:
-        """Return when claims have looked at all that was heard, or it was given back to others."""
+        """Return when claims have looked at all that was heard, or, where there are none, once there are again."""
         while self._held:
+            self._claimed.clear()
             try:
                 async with asyncio.timeout(HOLD_SECONDS):
                     await self._claimed.wait()
             except TimeoutError:
-                await session.give_back([*self.take_held(), *session.take_arrived()])
-            self._claimed.clear()
+                await session.pause()
+                await session.give_back(self.take_held())
+                await self._claimed.wait()
 
     async def _order_sweeps(self) -> None:
         """Order a sweep now and then. All workers do, and of the same moment's orders one counts."""

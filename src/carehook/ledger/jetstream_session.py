@@ -14,6 +14,7 @@ from typing import Final, Self
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from carehook.ledger.jetstream_servers import (
@@ -61,7 +62,7 @@ class Session:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._inbox = ""
+        self._subscription: Subscription | None = None
         self._asked = 0
         self._arrived: list[Msg] = []
         self._news = asyncio.Event()
@@ -149,10 +150,20 @@ class Session:
                     raise SessionOver(self._reason)
         except CLIENT_ERRORS as error:
             raise self._fail(f"the stream {describe_error(error)}") from None
-        return self.take_arrived()
+        return self._take_arrived()
 
-    def take_arrived(self) -> Sequence[Msg]:
-        """What has arrived and was not fetched."""
+    async def pause(self) -> None:
+        """Have no messages sent until the next `fetch`, and give back to other workers those that were."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            self._asked = 0
+            try:
+                await subscription.unsubscribe()
+            except CLIENT_ERRORS as error:
+                self._fail(f"the connection {describe_error(error)}")
+        await self.give_back(self._take_arrived())
+
+    def _take_arrived(self) -> Sequence[Msg]:
         arrived, self._arrived = self._arrived, []
         return arrived
 
@@ -172,9 +183,9 @@ class Session:
             self._fail(f"the connection {describe_error(error)}")
 
     async def _ask(self) -> None:
-        if not self._inbox:
-            self._inbox = self._client.new_inbox()
-            await self._client.subscribe(self._inbox, cb=self._receive)
+        if self._subscription is None:
+            # The server drops what was asked for from an inbox that is there no more.
+            self._subscription = await self._client.subscribe(self._client.new_inbox(), cb=self._receive)
         pull = {
             "batch": FETCHED_AT_ONCE,
             "expires": int(_EXPIRES * _NANOSECONDS),
@@ -182,7 +193,9 @@ class Session:
         }
         self._asked = FETCHED_AT_ONCE
         await self._client.publish(
-            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream.name}.{CONSUMER}", json.dumps(pull).encode(), self._inbox
+            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream.name}.{CONSUMER}",
+            json.dumps(pull).encode(),
+            self._subscription.subject,
         )
 
     async def _receive(self, message: Msg) -> None:
