@@ -19,6 +19,10 @@ LATEST = NOW + timedelta(seconds=20)
 """Leases must last longer than this for a delivery to begin."""
 
 
+SLOW, FAST = 1.0, 0.001
+"""How long an answer took, in seconds."""
+
+
 def claim(endpoint_id: str, number: int = 0, *, lease: float = 45.0) -> ClaimedDelivery:
     """A delivery as the queue hands it out."""
     endpoint = Endpoint(
@@ -65,14 +69,14 @@ def fill(lanes: Lanes, endpoint_id: str, count: int = 1000) -> int:
     return len(begin_all(lanes))
 
 
-def prove(lanes: Lanes, endpoint_id: str, rounds: int = 1) -> None:
+def prove(lanes: Lanes, endpoint_id: str, rounds: int = 1, seconds: float = SLOW) -> None:
     """Let an endpoint answer all it is sent, until nothing is in flight to it."""
     for _ in range(rounds):
         for _ in range(fill(lanes, endpoint_id)):
-            lanes.end(endpoint_id, answered=True)
+            lanes.end(endpoint_id, answered=True, seconds=seconds)
         while begun := begin_all(lanes):
             for _ in begun:
-                lanes.end(endpoint_id, answered=True)
+                lanes.end(endpoint_id, answered=True, seconds=seconds)
 
 
 # Windows.
@@ -99,7 +103,7 @@ def test_an_endpoint_that_does_not_answer_is_left_with_one_request() -> None:
     lanes = Lanes(1024, 64)
     prove(lanes, "a", rounds=4)
     for _ in range(fill(lanes, "a")):
-        lanes.end("a", answered=False)
+        lanes.end("a", answered=False, seconds=SLOW)
     lanes.withdraw(LATEST)
     assert begin_all(lanes) == ["a"]
     assert lanes.room("a") <= 0
@@ -108,7 +112,7 @@ def test_an_endpoint_that_does_not_answer_is_left_with_one_request() -> None:
 def test_an_attempt_that_says_nothing_of_the_endpoint_changes_no_window() -> None:
     lanes = Lanes(1024, 64)
     for _ in range(fill(lanes, "a")):
-        lanes.end("a", answered=None)
+        lanes.end("a", answered=None, seconds=SLOW)
     assert lanes.room("a") == START
 
 
@@ -117,7 +121,7 @@ def test_an_answer_lets_two_begin_where_one_was() -> None:
     fill(lanes, "a")
     lanes.add(claim_many("a", 10))
     assert begin_all(lanes) == []
-    lanes.end("a", answered=True)
+    lanes.end("a", answered=True, seconds=SLOW)
     assert begin_all(lanes) == ["a", "a"]
 
 
@@ -189,7 +193,7 @@ def test_one_endpoint_alone_gets_its_limit_of_a_worker_with_the_usual_limits() -
 def test_every_worker_has_a_place_for_an_endpoint(concurrency: int) -> None:
     lanes = Lanes(concurrency, 1)
     assert fill(lanes, "a") == 1
-    lanes.end("a", answered=True)
+    lanes.end("a", answered=True, seconds=SLOW)
     assert fill(lanes, "a") == 1
 
 
@@ -202,7 +206,7 @@ def test_small_claims_are_put_off_while_enough_is_claimed_ahead() -> None:
     fill(lanes, "a")
     asked = []
     for _ in range(40):
-        lanes.end("a", answered=True)
+        lanes.end("a", answered=True, seconds=SLOW)
         assert begin_all(lanes) == ["a"]
         asked.append(lanes.room("a"))
     assert asked == [0] * 31 + list(range(32, 41))
@@ -212,20 +216,43 @@ def test_the_queue_is_told_once_there_is_room_for_what_it_was_refused() -> None:
     lanes = Lanes(1024, 64)
     fill(lanes, "a")
     assert lanes.room("a") == 0
-    assert lanes.end("a", answered=None)
-    assert not lanes.end("a", answered=None), "it knows already"
+    assert lanes.end("a", answered=None, seconds=SLOW)
+    assert not lanes.end("a", answered=None, seconds=SLOW), "it knows already"
 
 
 def test_the_queue_is_told_nothing_where_it_gave_less_than_was_asked_for() -> None:
     lanes = Lanes(1024, 64)
     assert fill(lanes, "a", count=START - 1) == START - 1
-    assert not lanes.end("a", answered=True)
+    assert not lanes.end("a", answered=True, seconds=SLOW)
 
 
 def test_the_queue_is_told_of_room_where_it_gave_all_that_was_asked_for() -> None:
     lanes = Lanes(1024, 64)
     assert fill(lanes, "a") == START
-    assert lanes.end("a", answered=True)
+    assert lanes.end("a", answered=True, seconds=SLOW)
+
+
+def test_the_faster_an_endpoint_answers_the_more_is_claimed_ahead() -> None:
+    lanes = Lanes(1024, 64)
+    prove(lanes, "a", rounds=4, seconds=FAST)
+    assert lanes.room("a") == 64 + 4 * 64
+    fill(lanes, "a")
+    assert (lanes.in_flight, lanes.waiting) == (64, 256)
+    assert lanes.withdraw(LATEST) == []
+
+
+@pytest.mark.parametrize("endpoints", [10, 100, 300])
+def test_the_more_endpoints_are_busy_the_less_is_claimed_ahead_of_each(endpoints: int) -> None:
+    lanes = Lanes(1024, 64)
+    names = [f"busy_{number}" for number in range(endpoints)]
+    for name in names:
+        prove(lanes, name, rounds=4, seconds=FAST)
+    for _ in range(100):
+        for name in names:
+            lanes.add(claim_many(name, min(4, max(0, lanes.room(name)))))
+            begin_all(lanes)
+    assert lanes.held < 2 * 1024, "there is room for who comes next"
+    assert lanes.room("new") >= 1
 
 
 # Leases.
@@ -257,7 +284,7 @@ def test_what_was_claimed_ahead_of_an_endpoint_that_stops_answering_is_given_bac
     fill(lanes, "a")
     assert lanes.withdraw(LATEST) == []
     for _ in range(7):
-        lanes.end("a", answered=False)
+        lanes.end("a", answered=False, seconds=SLOW)
     withdrawn = lanes.withdraw(LATEST)
     assert len(withdrawn) == 64
     assert (lanes.in_flight, lanes.waiting) == (57, 0)
@@ -270,9 +297,9 @@ def test_what_was_given_back_is_asked_for_again_when_there_is_room() -> None:
     lanes.add(claim_many("a", 20))
     begun = begin_all(lanes)
     for _ in begun[:-1]:
-        lanes.end("a", answered=False)
+        lanes.end("a", answered=False, seconds=SLOW)
     assert lanes.withdraw(LATEST)
-    assert lanes.end("a", answered=True)
+    assert lanes.end("a", answered=True, seconds=SLOW)
 
 
 # The end.
@@ -283,7 +310,7 @@ def test_once_closed_nothing_begins_and_all_that_waits_is_handed_over() -> None:
     lanes.add([*claim_many("a", 12), claim("b", 1, lease=1)])
     begun = len(begin_all(lanes))
     lanes.close()
-    lanes.end("a", answered=True)
+    lanes.end("a", answered=True, seconds=SLOW)
     assert begin_all(lanes) == []
     assert sorted(each.id for each in lanes.clear()) == ["a-10", "a-11", "a-8", "a-9", "b-1"]
     assert (begun, lanes.waiting) == (START, 0)
@@ -298,7 +325,7 @@ def test_windows_of_idle_endpoints_are_forgotten_only_beyond_a_number(monkeypatc
     fill(lanes, "busy")
     lanes.withdraw(LATEST)
     assert [lanes.room(endpoint_id) for endpoint_id in ("old", "new", "newer")] == [START, 128, 128]
-    lanes.end("busy", answered=True)
+    lanes.end("busy", answered=True, seconds=SLOW)
     assert lanes.in_flight == 63
 
 
@@ -328,6 +355,10 @@ def test_nothing_is_lost_or_begun_twice_and_no_limit_is_passed(seed: int) -> Non
         chance.shuffle(in_flight)
         for _ in range(chance.randint(0 if backlog else 1, len(in_flight))):
             delivery = in_flight.pop()
-            lanes.end(delivery.endpoint.id, answered=chance.choice([True, True, False, None]))
+            lanes.end(
+                delivery.endpoint.id,
+                answered=chance.choice([True, True, False, None]),
+                seconds=chance.choice([0.01, SLOW]),
+            )
             done.append(delivery.id)
     assert sorted(done) == sorted(f"ep_{endpoint}-{number}" for endpoint in range(12) for number in range(40))

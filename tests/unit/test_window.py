@@ -12,7 +12,7 @@ def fill(window: Window) -> None:
     for in_flight in range(1, window.size + 1):
         window.note(in_flight)
     for _ in range(window.size):
-        window.grow()
+        window.grow(1.0)
 
 
 def test_it_starts_small_and_doubles_with_each_round_trip_up_to_its_limit() -> None:
@@ -56,7 +56,7 @@ def test_answers_to_fewer_requests_than_it_allows_do_not_widen_it() -> None:
     window = Window(64)
     for _ in range(1000):
         window.note(1)
-        window.grow()
+        window.grow(1.0)
         window.note(0)
     assert window.size == START
     assert window.is_proven
@@ -67,7 +67,7 @@ def test_what_was_filled_once_does_not_count_after_a_lull() -> None:
     fill(window)
     window.note(0)
     window.note(1)
-    window.grow()
+    window.grow(1.0)
     assert window.size == 2 * START
 
 
@@ -75,8 +75,27 @@ def test_what_was_filled_once_does_not_count_after_a_lull() -> None:
 def test_proven_is_what_happened_last(*, proven_before: bool) -> None:
     window = Window(64)
     if proven_before:
-        window.grow()
+        window.grow(1.0)
     window.shrink()
     assert not window.is_proven
-    window.grow()
+    window.grow(1.0)
     assert window.is_proven
+
+
+@pytest.mark.parametrize(
+    ("seconds", "windows"), [(0.001, 4.0), (0.1, 4.0), (0.25, 2.0), (0.5, 1.0), (10.0, 1.0)], ids=str
+)
+def test_the_faster_it_answers_the_more_may_be_claimed_ahead(seconds: float, windows: float) -> None:
+    window = Window(64)
+    for _ in range(100):
+        window.grow(seconds)
+    assert window.ahead == pytest.approx(windows, rel=0.01)
+
+
+def test_nothing_may_be_claimed_ahead_of_one_that_has_not_answered_or_stopped_to() -> None:
+    window = Window(64)
+    assert window.ahead == 0
+    window.grow(0.01)
+    assert window.ahead >= 1
+    window.shrink()
+    assert window.ahead == 0

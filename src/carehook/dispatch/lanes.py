@@ -7,8 +7,9 @@ Laws:
   are taken, the less anyone may have, so a crowd that hangs leaves room for those that come after it (dynamic
   thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). Not counted as free, but to whoever
   has nothing in flight, are an eighth of the places, and half of them where the endpoint has not shown that it answers.
-- Claimed ahead is only for endpoints that answer, and about as much as they have in flight: their next requests then
-  wait for nothing. What waits for another reason is soon given back (`withdraw`), so that no lease ends unused.
+- Claimed ahead is only for endpoints that answer, and no more than they will soon have answered, so that their next
+  requests wait for nothing; the more is held in all, the less of it. What waits for another reason is soon given back
+  (`withdraw`), so that no lease ends unused.
 """
 
 from __future__ import annotations
@@ -103,14 +104,14 @@ class Lanes:
                 return delivery
         return None
 
-    def end(self, endpoint_id: str, *, answered: bool | None) -> bool:
-        """A request ended: whether it was answered, or None where that says nothing of the endpoint.
+    def end(self, endpoint_id: str, *, answered: bool | None, seconds: float) -> bool:
+        """A request ended after `seconds`: whether it was answered, or None where that says nothing of the endpoint.
 
         True where the endpoint had less room than it may have had use for, and has some now: the queue must be told.
         """
         lane = self._lanes[endpoint_id]
         if answered:
-            lane.window.grow()
+            lane.window.grow(seconds)
         elif answered is not None:
             lane.window.shrink()
         lane.in_flight -= 1
@@ -133,7 +134,7 @@ class Lanes:
         for lane in [lane for lane in self._lanes.values() if lane.waiting]:
             while lane.waiting and lane.waiting[0].lease_until <= latest:
                 withdrawn.append(self._take_out(lane, lane.waiting.popleft()))
-            while lane.waiting and lane.held > _allow(lane.window, lane.window.size):
+            while lane.waiting and lane.held > _find_most(lane.window):
                 withdrawn.append(self._take_out(lane, lane.waiting.pop()))
             self._file(lane)
         self._forget_idle()
@@ -165,11 +166,12 @@ class Lanes:
         return max(1, (self._concurrency - self.in_flight - kept) // 2)
 
     def _find_room(self, lane: _Lane) -> int:
-        is_proven = lane.window.is_proven
-        width = min(lane.window.size, self._find_share(is_proven=is_proven))
-        room = _allow(lane.window, width) - lane.held
+        width = min(lane.window.size, self._find_share(is_proven=lane.window.is_proven))
+        spare = max(0, 2 * self._concurrency - self.held) // 2
+        ahead = min(int(width * lane.window.ahead), spare)
+        room = width + ahead - lane.held
         # Where much is claimed ahead already it can wait until a claim is worth its cost.
-        return room if not is_proven or 2 * room >= width else 0
+        return room if 2 * room >= ahead else 0
 
     def _find_next(self) -> _Lane | None:
         """Who goes next: the fewer in flight the sooner, and of equals who has waited for longer."""
@@ -210,6 +212,6 @@ class Lanes:
                 del self._lanes[lane.endpoint_id]
 
 
-def _allow(window: Window, width: int) -> int:
-    """How many may be held of an endpoint that may have `width` in flight."""
-    return 2 * width if window.is_proven else width
+def _find_most(window: Window) -> int:
+    """How many may be held of an endpoint at all."""
+    return window.size + int(window.size * window.ahead)

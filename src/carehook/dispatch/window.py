@@ -15,11 +15,19 @@ from typing import Final
 START: Final = 8
 """Requests in flight to an endpoint of which nothing is known."""
 
+AHEAD_SECONDS: Final = 0.5
+"""For how long what is claimed ahead of an endpoint may have to wait, as it has answered lately."""
+
+AHEAD_AT_MOST: Final = 4
+"""How many windows are claimed ahead at most, however fast an endpoint answers."""
+
+_WEIGHT: Final = 0.125
+
 
 class Window:
     """The requests that may be in flight to one endpoint: `size` of them, never more than `limit`."""
 
-    __slots__ = ("_limit", "is_filled", "is_proven", "size")
+    __slots__ = ("_limit", "answer_seconds", "is_filled", "is_proven", "size")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -28,13 +36,23 @@ class Window:
         """Whether the last thing known of the endpoint is that it answers."""
         self.is_filled = False
         """Whether as many as may be have been in flight since there were none."""
+        self.answer_seconds = 1.0
+        """How long answers take lately: their mean, weighted towards the last ones."""
 
-    def grow(self) -> None:
-        """A request was answered.
+    @property
+    def ahead(self) -> float:
+        """How many windows may be claimed ahead, so that the next requests wait for nothing; none of the unproven."""
+        if not self.is_proven:
+            return 0.0
+        return min(AHEAD_AT_MOST, max(1.0, AHEAD_SECONDS / max(self.answer_seconds, 0.001)))
+
+    def grow(self, seconds: float) -> None:
+        """A request was answered after so many seconds.
 
         It proves no more than was tried: the window of an endpoint that never has so much in flight stays as it is
         (RFC 7661).
         """
+        self.answer_seconds += _WEIGHT * (seconds - self.answer_seconds)
         self.is_proven = True
         if self.is_filled and self.size < self._limit:
             self.size += 1

@@ -140,16 +140,16 @@ class Worker:
             self._begin_all()
 
     async def _send_one(self, delivery: ClaimedDelivery, started_at: datetime) -> None:
-        answered = None
+        answered, seconds = None, 0.0
         try:
             finished = await self._attempt(delivery, started_at)
-            answered = _ANSWERED[finished.attempt.outcome]
+            answered, seconds = _ANSWERED[finished.attempt.outcome], finished.attempt.duration
             self._recorder.add(Result(delivery, finished))
         except Exception as error:
             # The lease runs out, and the delivery is attempted again.
             _log.error("delivery_failed_in_carehook", delivery_id=delivery.id, exc_info=error)
         finally:
-            self._end(delivery.endpoint.id, answered=answered)
+            self._end(delivery.endpoint.id, answered=answered, seconds=seconds)
 
     async def _attempt(self, delivery: ClaimedDelivery, started_at: datetime) -> FinishedAttempt:
         try:
@@ -157,9 +157,9 @@ class Worker:
         except asyncio.CancelledError:
             return self._deliverer.interrupt(delivery, started_at)
 
-    def _end(self, endpoint_id: str, *, answered: bool | None) -> None:
+    def _end(self, endpoint_id: str, *, answered: bool | None, seconds: float) -> None:
         self._room.set()
-        if self._lanes.end(endpoint_id, answered=answered):
+        if self._lanes.end(endpoint_id, answered=answered, seconds=seconds):
             self._queue.wake([endpoint_id])
 
     async def _recover_lost_leases(self) -> None:
