@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from carehook.directory.endpoints import Endpoints
+from carehook.dispatch.addresses import AddressRules
+from carehook.keyring import Keyring
 from carehook.ledger.port import DuplicateKey, Transaction
 from carehook.ledger.records import Additions, Answered, ClaimedDelivery, FinishedAttempt, Known
 from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
@@ -308,6 +311,77 @@ async def test_disabling_for_failures_waits_for_what_is_being_accepted_in_order(
     assert all(await disabling)
     assert (await store.endpoint("ep_1")).status == EndpointStatus.DISABLED
     assert await store.states(delivery.id) == [DeliveryState.HELD]
+
+
+@pytest.mark.parametrize("ordering", list(Ordering))
+async def test_switching_the_order_locks_deliveries_by_their_ids(postgresql_store: Store, ordering: Ordering) -> None:
+    store = postgresql_store
+    before = Ordering.NONE if ordering is Ordering.PATIENT else Ordering.PATIENT
+    await store.add_endpoints("ep_1", ordering=before)
+    [first] = await store.accept("ep_1", patient="ann", now=NOW)
+    [second] = await store.accept("ep_1", patient="ann", now=NOW - SECOND)
+    # Neither on the disk nor by when they are due does the first come first.
+    for claimed in sorted(await store.claim(), key=lambda each: each.id, reverse=True):
+        await store.queue.give_back([claimed])
+    async with store.ledger.transaction() as tx:
+        assert await tx.deliveries.cancel(first, NOW)
+        switching = asyncio.create_task(store.change("ep_1", ordering=ordering))
+        await store.until_blocked()
+        assert await tx.deliveries.cancel(second, NOW)
+    await switching
+    assert await store.states(first, second) == [DeliveryState.CANCELLED, DeliveryState.CANCELLED]
+
+
+async def test_resuming_locks_deliveries_before_the_lane(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1", status=EndpointStatus.PAUSED)
+    [held, other] = await store.publish("ep_1", "ep_1", state=DeliveryState.HELD)
+    directory = Endpoints(store.ledger, Keyring(bytes(32)), AddressRules(), lambda: NOW)
+    async with store.ledger.transaction() as tx:
+        assert await tx.deliveries.cancel(held, NOW)
+        resuming = asyncio.create_task(directory.resume("ep_1"))
+        await store.until_blocked()
+        await tx.endpoints.close_circuit("ep_1")
+    await resuming
+    assert await store.states(held, other) == [DeliveryState.CANCELLED, DeliveryState.PENDING]
+
+
+async def test_disabling_at_several_organizations_locks_them_by_their_ids(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_organization("org_2")
+    await store.add_organization()
+    async with store.ledger.transaction() as tx:
+        await tx.endpoints.add(build_endpoint("ep_1", organization_id="org_2"))
+        await tx.endpoints.add(build_endpoint("ep_2"))
+    await store.accept("ep_1", organization_id="org_2")
+    await store.accept("ep_2")
+    gone = [build_finished(each, Transition.EXHAUST, disable_reason="410 Gone") for each in await store.claim()]
+    async with store.ledger.transaction() as tx:
+        await tx.endpoints.recipients([ORGANIZATION])
+        disabling = asyncio.create_task(store.queue.finish(gone, NOW))
+        await store.until_blocked()
+        assert [each.id for each in await tx.endpoints.recipients(["org_2"])] == ["ep_1"]
+    assert await disabling == [True, True]
+
+
+async def test_resending_to_several_endpoints_locks_their_lanes_by_their_ids(postgresql_store: Store) -> None:
+    store = postgresql_store
+    names = ["ep_2", "ep_1"]
+    await store.add_endpoints(*names)
+    ids = await store.publish(*names * 10)
+    failed = [build_finished(each, Transition.EXHAUST) for each in await store.claim()]
+    assert all(await store.queue.finish(failed, NOW))
+    async with store.ledger.transaction() as tx:
+        await tx.endpoints.close_circuit("ep_1")
+        resending = asyncio.create_task(resend(store, ids))
+        await store.until_blocked()
+        await tx.endpoints.close_circuit("ep_2")
+    assert await resending == len(ids)
+
+
+async def resend(store: Store, ids: Sequence[str]) -> int:
+    async with store.ledger.transaction() as tx:
+        return await tx.deliveries.resend(ids, NOW)
 
 
 class Storm:
