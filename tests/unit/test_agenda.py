@@ -93,7 +93,7 @@ def test_what_falls_due_does_not_come_before_what_waits() -> None:
 def test_a_survey_brings_what_is_due_the_longest_first_and_what_will_be() -> None:
     agenda = Agenda()
     agenda.add(["ep_new", "ep_1"])
-    agenda.replace([("ep_2", NOW - SECOND), ("ep_1", NOW), ("ep_3", NOW + SECOND)], NOW)
+    agenda.add_surveyed([("ep_2", NOW - SECOND), ("ep_1", NOW), ("ep_3", NOW + SECOND)], NOW)
     assert agenda.next_at() == NOW + SECOND
     assert take(agenda) == ["ep_2", "ep_1", "ep_new"]
     assert take(agenda, now=NOW + SECOND) == ["ep_3"]
@@ -103,7 +103,7 @@ def test_a_survey_does_not_forget_what_came_while_it_was_made() -> None:
     agenda = Agenda()
     agenda.add_later("ep_1", NOW + SECOND)
     agenda.add_later("ep_2", NOW + SECOND)
-    agenda.replace([("ep_1", NOW + 9 * SECOND), ("ep_3", NOW + 2 * SECOND)], NOW)
+    agenda.add_surveyed([("ep_1", NOW + 9 * SECOND), ("ep_3", NOW + 2 * SECOND)], NOW)
     assert take(agenda, now=NOW + SECOND) == ["ep_1", "ep_2"]
     assert take(agenda, now=NOW + 2 * SECOND) == ["ep_3"]
 
@@ -111,7 +111,7 @@ def test_a_survey_does_not_forget_what_came_while_it_was_made() -> None:
 def test_many_surveys_do_not_make_it_grow() -> None:
     agenda = Agenda()
     for _ in range(100):
-        agenda.replace([("ep_1", NOW + SECOND), ("ep_2", NOW + SECOND)], NOW)
+        agenda.add_surveyed([("ep_1", NOW + SECOND), ("ep_2", NOW + SECOND)], NOW)
     assert agenda.next_at() == NOW + SECOND
     assert agenda.take(1, offer(), NOW + SECOND) == {"ep_1": 10}
     assert agenda.next_at() is None

@@ -27,10 +27,10 @@ class Agenda:
         """This one may have something due from then on."""
         heapq.heappush(self._later, (at, endpoint_id))
 
-    def replace(self, surveyed: Sequence[tuple[str, datetime]], now: datetime) -> None:
-        """All endpoints for which anything waits, with the instant their first is due, the longest due first."""
+    def add_surveyed(self, surveyed: Sequence[tuple[str, datetime]], now: datetime) -> None:
+        """What a survey found: each for which anything waits, with the instant it is due, the longest due first."""
         later = {endpoint_id: at for endpoint_id, at in surveyed if at > now}
-        # What was put here while the survey was made, it may not know of.
+        # It may not know of what was put here while it was made.
         for at, endpoint_id in self._later:
             later[endpoint_id] = min(at, later.get(endpoint_id, at))
         self._later = [(at, endpoint_id) for endpoint_id, at in later.items()]

@@ -149,7 +149,7 @@ class QueueSql:
         except BaseException:
             self._next_survey = 0.0
             raise
-        self._agenda.replace(surveyed, now)
+        self._agenda.add_surveyed(surveyed, now)
         took = time.monotonic() - begun
         if self._next_survey:
             self._next_survey = max(self._next_survey, begun + took / _SURVEY_SHARE)
