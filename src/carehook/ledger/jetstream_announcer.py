@@ -1,6 +1,6 @@
 """What is told to other processes, by JetStream: that an endpoint has something due, or will have.
 
-Nobody waits for it. What gathers while some is on its way goes together afterwards, an endpoint once. What cannot be
+Nobody waits for it. What gathers while much is on its way goes together afterwards, an endpoint once. What cannot be
 told is forgotten: whoever sweeps finds it in the store.
 """
 
@@ -17,6 +17,9 @@ from carehook.ledger.jetstream_stream import Announcement
 
 _LAST_WORDS_SECONDS: Final = 2
 
+_ON_THEIR_WAY: Final = 8
+"""How many batches may wait to be acknowledged before others gather behind them."""
+
 
 class Announcer:
     """See the module. It begins with the first announcement."""
@@ -24,22 +27,25 @@ class Announcer:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._waiting: dict[str, Announcement] = {}
-        self._telling: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Task[None]] = set()
 
     def announce(self, announcements: Iterable[Announcement]) -> None:
         """Tell it soon; of a subject, the last counts."""
         if self._link.session is None:
             return
         self._waiting.update((each.subject, each) for each in announcements)
-        if self._waiting and (self._telling is None or self._telling.done()):
-            self._telling = asyncio.create_task(self._tell())
+        if self._waiting and len(self._telling) < _ON_THEIR_WAY:
+            telling = asyncio.create_task(self._tell())
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
 
     async def close(self) -> None:
         """Tell what waits, if that can be done quickly."""
-        if self._telling is not None:
-            await asyncio.wait([self._telling], timeout=_LAST_WORDS_SECONDS)
-            self._telling.cancel()
-            await asyncio.wait([self._telling])
+        if telling := list(self._telling):
+            await asyncio.wait(telling, timeout=_LAST_WORDS_SECONDS)
+            for each in telling:
+                each.cancel()
+            await asyncio.wait(telling)
 
     async def _tell(self) -> None:
         while self._waiting:
