@@ -13,7 +13,7 @@ from tests.faults.recipients import NEVER, FailingReceiver
 from tests.faults.site import LEASE, Site, Size
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("size", [Size.EMBEDDED, Size.POSTGRESQL])
 def test_a_clock_that_jumps_loses_nothing(tmp_path: Path, size: Size, chance: Random) -> None:
     # Something is always in flight for longer than it takes to see that a lease has run out.

@@ -16,7 +16,7 @@ from tests.faults.faults import (
 from tests.faults.site import Site, Size
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_a_database_that_goes_and_comes_back_costs_time_alone(tmp_path: Path, chance: Random) -> None:
     """No process of Carehook is told or restarted: each finds its way back."""
     with Site(tmp_path, Size.POSTGRESQL, chance) as site:

@@ -12,7 +12,7 @@ from tests.faults.site import Site, Size
 from tests.servers.namespaces import Network
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("size", [Size.EMBEDDED, Size.POSTGRESQL])
 def test_a_full_disk_refuses_events_and_loses_none(
     tmp_path: Path, size: Size, chance: Random, network: Network

@@ -11,7 +11,7 @@ from tests.faults.faults import kill_a_worker, kill_all_at_once, kill_the_api
 from tests.faults.site import Site, Size
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("size", Size)
 def test_processes_that_are_killed_lose_nothing_that_was_accepted(tmp_path: Path, size: Size, chance: Random) -> None:
     with Site(tmp_path, size, chance) as site:

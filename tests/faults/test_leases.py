@@ -44,7 +44,7 @@ class LateReceiver(FailingReceiver):
         self._loop.call_soon_threadsafe(self._released.set)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_results_of_a_worker_that_stood_still_past_its_leases_do_not_count(tmp_path: Path, chance: Random) -> None:
     """SIGSTOP, while another worker works; then SIGCONT."""
     with Site(tmp_path, Size.POSTGRESQL, chance) as site:
@@ -57,7 +57,7 @@ def test_results_of_a_worker_that_stood_still_past_its_leases_do_not_count(tmp_p
     assert callers.repeated == callers.unavailable == 0
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("size", [Size.EMBEDDED, Size.JETSTREAM])
 def test_an_answer_that_comes_after_the_lease_has_ended_does_not_count(
     tmp_path: Path, size: Size, chance: Random

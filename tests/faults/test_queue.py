@@ -11,7 +11,7 @@ from tests.faults.faults import kill_a_node, kill_all_nodes
 from tests.faults.site import LEASE, Site, Size
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_a_queue_that_dies_and_comes_back_loses_nothing_and_sends_nothing_twice(tmp_path: Path, chance: Random) -> None:
     """No process of Carehook is told or restarted, and callers notice nothing."""
     with Site(tmp_path, Size.JETSTREAM, chance, lease=LEASE) as site:
