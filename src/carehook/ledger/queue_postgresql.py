@@ -64,8 +64,9 @@ class QueuePostgresql(QueueSql):
             await self._notifications.close()
 
     async def _claim(self, asked: dict[str, int], now: datetime, until: datetime) -> Claim:
-        # A power cut may undo a lease: what it was for is due again, as when its worker dies.
-        rows = await self._connections.fetch(CLAIM, list(asked), list(asked.values()), now, until, durable=False)
+        # On disk before anything is sent: a server that crashes while its workers live on must not forget a lease, or
+        # its token would be given twice, and one would be sent again with nothing in the books to explain it.
+        rows = await self._connections.fetch(CLAIM, list(asked), list(asked.values()), now, until)
         plain = await self._build_plain(rows, asked, until)
         limited = {row["endpoint_id"]: asked[row["endpoint_id"]] for row in rows if row["is_limited"]}
         if not limited:
