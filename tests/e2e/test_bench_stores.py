@@ -8,6 +8,7 @@ from pydantic import SecretStr
 
 from carehook.cli.bench.processes import BenchmarkFailed
 from carehook.cli.bench.stores import DatabaseServer
+from carehook.cli.bench.usage import find_family
 from tests.servers.contents import list_databases
 from tests.servers.ports import find_free_port
 from tests.servers.postgres import PostgresServer
@@ -67,6 +68,17 @@ async def test_it_is_told_how_durable_the_server_is(postgres_server: PostgresSer
 
     assert described.startswith("PostgreSQL 1")
     assert "fsync=off, synchronous_commit=on, full_page_writes=off, shared_buffers=" in described
+
+
+async def test_the_process_of_a_server_on_this_machine_is_found(postgres_server: PostgresServer) -> None:
+    connection = await asyncpg.connect(postgres_server.plain_url())
+    backend = await connection.fetchval("SELECT pg_backend_pid()")
+
+    found = await DatabaseServer(SecretStr(postgres_server.plain_url())).find_process()
+
+    assert found is not None
+    assert backend in find_family(found)
+    await connection.close()
 
 
 async def test_a_server_that_is_away_is_said_without_its_password() -> None:

@@ -55,7 +55,7 @@ async def test_servers_are_measured_apart_and_left_as_they_were(
     assert [setup.name for setup in report.setups] == ["jetstream"]
     assert "fsync=off" in report.setups[0].store
     delivered, share, memory = report.figures
-    assert set(delivered.cpu or ()) == {"api", "worker", "receiver", "load", "others"}
+    assert set(delivered.cpu or ()) == {"api", "worker", "postgresql", "receiver", "load", "others"}
     assert share.value == pytest.approx(delivered.value / report.ceilings[0].value)
     assert memory.value > 20
     header = next(line for line in printed.splitlines() if line.startswith("figure\t"))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -31,7 +33,7 @@ from carehook.cli.bench.run import Plan
 from carehook.cli.bench.scenarios import SCENARIOS, backlog
 from carehook.cli.bench.setups import SETUPS, Servers
 from carehook.cli.bench.table import build_cell, build_cpu_lines, build_figure_lines
-from carehook.cli.bench.usage import LOAD, OTHERS, CpuMeter, find_family, read_peak_memory
+from carehook.cli.bench.usage import LOAD, OTHERS, CpuMeter, find_family, find_parent, read_peak_memory
 from carehook.events import parse_event
 from carehook.events.codec import parse_events
 
@@ -157,9 +159,9 @@ def test_roles_that_a_setup_has_not_are_left_empty() -> None:
     ]
 
     assert build_cpu_lines(build_report(figures)) == [
-        ["shares of a core", "setup", "serve", "load", "worker"],
-        [DELIVERED, "embedded", "0.75", "0.20", ""],
-        [DELIVERED, "PostgreSQL + JetStream, api + worker", "", "0.10", "0.50"],
+        ["shares of a core", "setup", "serve", "worker", "load"],
+        [DELIVERED, "embedded", "0.75", "", "0.20"],
+        [DELIVERED, "PostgreSQL + JetStream, api + worker", "", "0.50", "0.10"],
     ]
 
 
@@ -280,6 +282,14 @@ def test_processor_time_is_counted_by_role() -> None:
     shares = meter.read()
     assert set(shares) == {LOAD, OTHERS}
     assert shares[LOAD] > 0
+
+
+def test_a_parent_is_found_by_who_its_child_is() -> None:
+    program = Path("/proc/self/comm").read_text().strip()
+
+    assert find_parent(os.getpid(), program) == os.getppid()
+    assert find_parent(os.getpid(), "postgres") is None
+    assert find_parent(2**22 + 1, program) is None
 
 
 def test_a_process_that_has_ended_holds_no_memory() -> None:

@@ -97,7 +97,7 @@ async def start_setup(
     async with AsyncExitStack() as started:
         environment = await started.enter_async_context(make_store(setup, servers, certificates, folder))
         token = await _prepare_store(environment) if setup.is_apart else None
-        processes, url = {}, ""
+        processes, url = await _find_database(setup, servers), ""
         for role, arguments in _list_processes(setup, servers.workers):
             log = folder / f"{role}.log"
             name = f"carehook {role}"
@@ -121,6 +121,14 @@ def _list_processes(setup: Setup, workers: int) -> list[tuple[str, list[str]]]:
     if not setup.is_apart:
         return [("serve", ["serve", "--json"])]
     return [("api", ["api", "--json"]), ("worker", ["worker", "--processes", str(workers)])]
+
+
+async def _find_database(setup: Setup, servers: Servers) -> dict[str, int]:
+    """The process of the database as a role of its own, where it can be watched."""
+    if not setup.needs_database or servers.database is None:
+        return {}
+    pid = await DatabaseServer(servers.database).find_process()
+    return {} if pid is None else {"postgresql": pid}
 
 
 async def _prepare_store(environment: Mapping[str, str]) -> str:

@@ -22,8 +22,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from carehook.cli.bench.processes import BenchmarkFailed
+from carehook.cli.bench.usage import find_parent
 
 _PREFIX: Final = "carehook_bench_"
+_THIS_MACHINE: Final = ("127.0.0.1", "::1", "localhost")
 _TOLD: Final = ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers")
 
 
@@ -42,6 +44,16 @@ class DatabaseServer:
         finally:
             await connection.close()
         return ", ".join([f"PostgreSQL {version.split()[0]}", *settings])
+
+    async def find_process(self) -> int | None:
+        """The server's first process, where it runs on this machine: the parent of who serves our connection."""
+        if self._url.host not in _THIS_MACHINE:
+            return None
+        connection = await self._connect()
+        try:
+            return find_parent(await connection.fetchval("SELECT pg_backend_pid()"), "postgres")
+        finally:
+            await connection.close()
 
     @asynccontextmanager
     async def make_database(self) -> AsyncIterator[SecretStr]:

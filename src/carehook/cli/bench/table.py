@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Final
 
 from carehook.cli.bench.report import Figure, Report, format_target, format_value
+from carehook.cli.bench.usage import LOAD, OTHERS
 from carehook.cli.output import open_console, print_unbroken, say
+
+_ROLES: Final = ("serve", "api", "worker", "postgresql", "receiver", LOAD, OTHERS)
 
 
 def print_report(report: Report) -> None:
@@ -45,7 +49,7 @@ def build_figure_lines(report: Report) -> list[list[str]]:
 def build_cpu_lines(report: Report) -> list[list[str]]:
     """The header and a line a figure whose processor time is known, of cells: each role's share of a core."""
     known = [figure for figure in report.figures if figure.cpu]
-    roles = list(dict.fromkeys(role for figure in known for role in figure.cpu or ()))
+    roles = [role for role in _ROLES if any(role in (figure.cpu or ()) for figure in known)]
     titles = {setup.name: setup.title for setup in report.setups}
     lines = [["shares of a core", "setup", *roles]]
     for figure in known:

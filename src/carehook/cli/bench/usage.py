@@ -16,7 +16,7 @@ LOAD: Final = "load"
 """The process that makes the load."""
 
 OTHERS: Final = "others"
-"""Whatever else ran on the machine, such as a database server and the kernel's own work."""
+"""Whatever else ran on the machine, such as NATS, the kernel's own work, and strangers."""
 
 
 def read_peak_memory(pid: int) -> int:
@@ -39,6 +39,14 @@ def find_family(pid: int) -> list[int]:
     for member in family:
         family += children.get(member, [])
     return family
+
+
+def find_parent(pid: int, program: str) -> int | None:
+    """The parent of a process, if that runs `program`; None where it does not, as on another machine."""
+    fields = _read_stat(pid)
+    if not fields or (_PROC / str(pid) / "comm").read_text().strip() != program:
+        return None
+    return int(fields[1])
 
 
 def read_cpu_seconds(pids: Collection[int]) -> float:
