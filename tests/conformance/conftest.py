@@ -89,3 +89,10 @@ async def postgresql_store(postgresql_url: str) -> AsyncIterator[Store]:
     """The same on PostgreSQL alone, for what SQLite's single writer rules out."""
     async with contextlib.AsyncExitStack() as opened:
         yield await Store.open(postgresql_url, opened)
+
+
+@pytest.fixture
+async def cluster(postgresql_url: str, nats_server: NatsServers) -> AsyncIterator[Cluster]:
+    """A database and a NATS server for any number of processes."""
+    async with contextlib.AsyncExitStack() as opened:
+        yield Cluster(postgresql_url, nats_server.url, name_installation(), opened)

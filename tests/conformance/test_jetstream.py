@@ -1,108 +1,24 @@
-"""What JetStream adds to the SQL queue: workers hear of what others made due, share it, and lose nothing without it."""
+"""What JetStream adds: workers hear of what others made due, and share it; a sweep finds what nobody told."""
 
 import asyncio
-import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, MutableMapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 import pytest
-from structlog.testing import capture_logs
 
 from carehook.ledger.jetstream_stream import Stream
-from carehook.ledger.records import ClaimedDelivery
 from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
-from tests.conformance.jetstream import Cluster, name_installation
-from tests.conformance.store import (
-    LEASE,
-    NOW,
-    SECOND,
-    Store,
-    build_delivery,
-    build_endpoint,
-    build_event,
-    build_finished,
+from tests.conformance.jetstream import (
+    Cluster,
+    claim,
+    claim_all,
+    start_listening,
+    until_delivered,
+    utc_now,
+    work,
 )
-from tests.servers.nats import NatsServers
-
-IN_TIME = 20
-"""Seconds after which a test has failed: more than a sweep takes, less than it takes JetStream to give up a worker."""
-
-LONG = timedelta(hours=1)
-
-
-@pytest.fixture
-async def cluster(postgresql_url: str, nats_server: NatsServers) -> AsyncIterator[Cluster]:
-    """A database and a NATS server for any number of processes."""
-    async with contextlib.AsyncExitStack() as opened:
-        yield Cluster(postgresql_url, nats_server.url, name_installation(), opened)
-
-
-@pytest.fixture
-def own_server() -> Iterator[NatsServers]:
-    with NatsServers() as server:
-        yield server
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
-async def claim(worker: Store, now: datetime = NOW, limit: int = 100) -> Sequence[ClaimedDelivery]:
-    """Claim what the worker knows of, without a look at the store."""
-    return await worker.queue.claim(limit, room=lambda _: limit, now=now, lease=LEASE)
-
-
-async def claim_all(worker: Store, count: int, now: Callable[[], datetime] = lambda: NOW) -> list[ClaimedDelivery]:
-    """Claim as a worker does until it has `count`."""
-    claimed: list[ClaimedDelivery] = []
-    async with asyncio.timeout(IN_TIME):
-        while True:
-            claimed += await claim(worker, now())
-            if len(claimed) >= count:
-                return claimed
-            await worker.queue.wait(at_most=LONG)
-
-
-async def start_listening(worker: Store) -> None:
-    """Make the first claim, at which a worker surveys the store and begins to listen."""
-    assert await claim(worker) == []
-
-
-async def work(worker: Store) -> Counter[str]:
-    """Deliver all that is due until cancelled; how often each delivery's success was recorded."""
-    recorded: Counter[str] = Counter()
-    with contextlib.suppress(asyncio.CancelledError):
-        while True:
-            claimed = await claim(worker, utc_now(), 20)
-            counted = await worker.queue.finish([build_finished(each) for each in claimed], utc_now())
-            recorded.update(each.id for each, is_counted in zip(claimed, counted, strict=True) if is_counted)
-            if not claimed:
-                await worker.queue.wait(at_most=timedelta(seconds=0.5))
-    return recorded
-
-
-async def until_delivered(store: Store) -> None:
-    """Return when nothing waits and nothing is in flight."""
-    async with asyncio.timeout(3 * IN_TIME):
-        while True:
-            async with store.ledger.snapshot() as tx:
-                backlog = await tx.deliveries.backlog()
-            if not backlog.waiting + backlog.in_flight:
-                return
-            await asyncio.sleep(0.05)
-
-
-async def until_logged(logs: Sequence[MutableMapping[str, Any]], event: str, times: int) -> None:
-    """Return when there are as many lines about an event."""
-    async with asyncio.timeout(IN_TIME):
-        while True:
-            if sum(line["event"] == event for line in logs) >= times:
-                return
-            await asyncio.sleep(0.02)
-
+from tests.conformance.store import NOW, SECOND, Store, build_delivery, build_endpoint, build_event, build_finished
 
 # ------------------------------------------------------------------------------------ what is announced
 
@@ -290,97 +206,3 @@ async def test_two_workers_share_what_there_is(cluster: Cluster) -> None:
     recorded = [await each for each in working]
     assert sum(recorded, Counter()) == Counter(ids)
     assert all(recorded)
-
-
-# ------------------------------------------------------------------------------------ while NATS is away
-
-
-async def test_without_nats_workers_ask_the_database_and_listen_again_when_it_is_back(
-    postgresql_url: str, own_server: NatsServers
-) -> None:
-    async with contextlib.AsyncExitStack() as opened:
-        cluster = Cluster(postgresql_url, own_server.url, name_installation(), opened)
-        api, worker = await cluster.join(), await cluster.join()
-        await api.add_endpoints("ep_1")
-        await start_listening(worker)
-        with capture_logs() as logs:
-            own_server.kill()
-            [delivery_id] = await api.publish("ep_1")
-            async with asyncio.timeout(IN_TIME):
-                while not (claimed := await claim(worker)):
-                    await worker.queue.wait(at_most=timedelta(seconds=0.5))
-            assert [each.id for each in claimed] == [delivery_id]
-            await asyncio.sleep(2)
-            await own_server.restart()
-            await until_logged(logs, "jetstream_back", 2)
-        assert Counter(line["event"] for line in logs) == {"jetstream_lost": 2, "jetstream_back": 2}
-        await claim(worker)
-        [delivery_id] = await api.publish("ep_1")
-        assert [each.id for each in await claim_all(worker, 1)] == [delivery_id]
-
-
-async def test_a_stream_that_was_lost_with_its_disk_is_made_anew(postgresql_url: str, own_server: NatsServers) -> None:
-    async with contextlib.AsyncExitStack() as opened:
-        cluster = Cluster(postgresql_url, own_server.url, name_installation(), opened)
-        api, worker = await cluster.join(), await cluster.join(clock=utc_now)
-        await api.add_endpoints("ep_1")
-        await start_listening(worker)
-        working = asyncio.create_task(work(worker))
-        ids = await api.publish("ep_1")
-        own_server.kill()
-        ids += await api.publish("ep_1")
-        own_server.forget()
-        await own_server.restart()
-        ids += await api.publish("ep_1")
-        await until_delivered(api)
-        working.cancel()
-        assert await working == Counter(ids)
-
-
-async def test_all_nodes_of_a_cluster_killed_under_load_lose_and_double_nothing(postgresql_url: str) -> None:
-    with NatsServers(3) as servers:
-        await deliver_while(postgresql_url, servers, kill_all)
-
-
-async def test_nodes_of_a_cluster_killed_one_by_one_under_load_lose_and_double_nothing(postgresql_url: str) -> None:
-    with NatsServers(3) as servers:
-        await deliver_while(postgresql_url, servers, kill_one_by_one)
-
-
-async def kill_all(servers: NatsServers) -> None:
-    servers.kill()
-    await asyncio.sleep(2)
-    await servers.restart()
-
-
-async def kill_one_by_one(servers: NatsServers) -> None:
-    for number in range(3):
-        servers.kill(number)
-        await asyncio.sleep(1)
-        await servers.restart()
-
-
-async def deliver_while(
-    postgresql_url: str, servers: NatsServers, disturb: Callable[[NatsServers], Coroutine[None, None, None]]
-) -> None:
-    """Publish and deliver while something happens to the servers: each delivery succeeds once."""
-    async with contextlib.AsyncExitStack() as opened:
-        cluster = Cluster(postgresql_url, servers.url, name_installation(), opened)
-        api, *workers = [await cluster.join(clock=utc_now) for _ in range(3)]
-        names = [f"ep_{number}" for number in range(5)]
-        await api.add_endpoints(*names)
-        working = [asyncio.create_task(work(each)) for each in workers]
-        disturbing = asyncio.create_task(disturb(servers))
-        ids: list[str] = []
-        while not disturbing.done():
-            ids += await api.publish(*names)
-            await asyncio.sleep(0.01)
-        await disturbing
-        ids += await api.publish(*names)
-        await until_delivered(api)
-        for each in working:
-            each.cancel()
-        assert sum([await each for each in working], Counter()) == Counter(ids)
-        async with cluster.look() as jetstream:
-            found = await jetstream.stream_info(Stream(cluster.installation).name)
-        assert found.config.num_replicas == 3
