@@ -6,7 +6,9 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import sqlalchemy as sa
 
+from carehook.ledger.database import Database, parse_database_url
 from tests.faults.faults import (
     kill_a_process_of_the_database,
     kill_the_database,
@@ -14,6 +16,19 @@ from tests.faults.faults import (
     restart_the_database_at_once,
 )
 from tests.faults.site import Site, Size
+from tests.servers.postgres import PostgresServer
+
+
+async def test_a_process_that_stands_still_in_a_transaction_does_not_hold_its_locks_for_ever(
+    postgres_server: PostgresServer, postgres_database: str
+) -> None:
+    """PostgreSQL ends such a transaction, and notices that a host is gone within a minute rather than hours."""
+    database = Database(parse_database_url(postgres_server.plain_url(postgres_database)))
+    names = ["idle_in_transaction_session_timeout", "tcp_keepalives_idle", "tcp_user_timeout"]
+    async with database.write() as connection:
+        found = [(await connection.execute(sa.text(f"SHOW {name}"))).scalar_one() for name in names]
+    await database.close()
+    assert found == ["1min", "30", "60000"]
 
 
 @pytest.mark.timeout(300)

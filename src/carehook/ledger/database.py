@@ -65,6 +65,16 @@ def parse_database_url(text: str) -> URL:
     raise ValueError(f"the database URL begins with {backend}:; use sqlite: or postgresql:")
 
 
+_SERVER_SETTINGS: Final = {
+    "application_name": "carehook",
+    # A process that stands still in a transaction, or whose host is gone, holds what it has locked for no longer.
+    "idle_in_transaction_session_timeout": "60s",
+    "tcp_keepalives_idle": "30s",
+    "tcp_keepalives_interval": "10s",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "60s",
+}
+
 Result = TypeVar("Result")
 
 
@@ -84,7 +94,13 @@ class Database:
             self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock()
         else:
             self._turn = nullcontext()
-            self._writer = create_async_engine(url, pool_size=pool_size, pool_pre_ping=True, hide_parameters=True)
+            self._writer = create_async_engine(
+                url,
+                pool_size=pool_size,
+                pool_pre_ping=True,
+                hide_parameters=True,
+                connect_args={"server_settings": dict(_SERVER_SETTINGS)},
+            )
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             self._connections = Connections(url, self._writer.dialect, self.explain)
 
