@@ -265,6 +265,12 @@ def test_what_a_delivery_waits_for_and_how_it_goes_at_its_endpoint_are_told_in_w
     failing = "circuit\tclosed, with 1 failure, the last: the endpoint answered 500\n"
     assert failing in world.carehook.run("endpoint", "show", endpoint_id).stdout
     assert "waits_for\tThe next attempt is due at 2" in world.carehook.run("delivery", "show", delivery_id).stdout
+    for command, column, word in (
+        (("endpoint", "list", organization_id), "circuit", "closed"),
+        (("delivery", "list", organization_id), "waits_for", "schedule"),
+    ):
+        header, line = (text.split("\t") for text in world.carehook.run(*command).stdout.splitlines())
+        assert line[header.index(column)] == word
     world.carehook.run("endpoint", "pause", endpoint_id)
     paused = "waits_for\tThe endpoint is paused. Resume it to go on.\n"
     assert paused in world.carehook.run("delivery", "show", delivery_id).stdout

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Deliveries: one event for one endpoint, and its attempts.", no_args_is_help=True)
 
-_COLUMNS = ["id", "event_type", "state", "attempt_count", "last_attempt_at", "due_at", "endpoint_id", "event_id"]
+_COLUMNS = [
+    "id",
+    "event_type",
+    "state",
+    "attempt_count",
+    "last_attempt_at",
+    "due_at",
+    "waits_for",
+    "endpoint_id",
+    "event_id",
+]
 _ATTEMPT_COLUMNS = ["number", "started_at", "duration_ms", "outcome", "status_code", "reason"]
 _EXCERPT_SHOWN = 300
 

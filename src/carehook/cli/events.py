@@ -88,7 +88,8 @@ def show(event_id: EventId, as_json: Json = False) -> None:
     print_view(event, as_json=as_json, without=["deliveries"])
     if not as_json:
         print_heading("Deliveries")
-        print_table(event.deliveries, ["id", "endpoint_id", "state", "attempt_count", "due_at", "finished_at"])
+        columns = ["id", "endpoint_id", "state", "attempt_count", "due_at", "waits_for", "finished_at"]
+        print_table(event.deliveries, columns)
 
 
 @app.command()

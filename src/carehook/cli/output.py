@@ -20,9 +20,11 @@ _STYLES = {
     "active": "green",
     "cancelled": "dim",
     "disabled": "red",
+    "circuit": "red",
     "exhausted": "red",
     "held": "cyan",
     "interrupted": "yellow",
+    "open": "red",
     "blocked": "red",
     "paused": "yellow",
     "pending": "yellow",
@@ -72,7 +74,7 @@ def print_list(page: ListView[Any], columns: Sequence[str], *, as_json: bool) ->
 
 def print_table(rows: Iterable[BaseModel], columns: Sequence[str]) -> None:
     """Print rows by the names of their fields: a table on a terminal, else a header and tab-separated lines."""
-    lines = [[format_value(getattr(row, name)) for name in columns] for row in rows]
+    lines = [[_format_cell(getattr(row, name)) for name in columns] for row in rows]
     if not sys.stdout.isatty():
         for line in [list(columns), *lines]:
             print("\t".join(line))
@@ -121,6 +123,12 @@ def format_value(value: object) -> str:
     if hasattr(value, "model_dump"):
         return ", ".join(f"{name} {format_value(each)}" for name, each in value.model_dump(mode="json").items())
     return build_printable(str(value))
+
+
+def _format_cell(value: object) -> str:
+    """A value within a table, where there is room for a word."""
+    word: str | None = getattr(value, "in_a_word", None)
+    return format_value(value) if word is None else word
 
 
 def build_printable(text: str) -> str:

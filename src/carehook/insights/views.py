@@ -63,6 +63,11 @@ class CircuitView(_View):
     )
 
     @property
+    def in_a_word(self) -> str:
+        """The same for a table."""
+        return self.state
+
+    @property
     def in_words(self) -> str:
         """The same for people."""
         if self.state is CircuitState.CLOSED:
@@ -134,6 +139,11 @@ class WaitView(_View):
     since: datetime | None = Field(description="Since when, where that is known.")
     until: datetime | None = Field(description="Until when at least, where that is known.")
     delivery_id: str | None = Field(description="With `order`: the earlier delivery.")
+
+    @property
+    def in_a_word(self) -> str:
+        """The same for a table."""
+        return self.kind
 
     @property
     def in_words(self) -> str:
