@@ -10,7 +10,7 @@ import pytest
 
 from carehook.dispatch import lanes as lanes_module
 from carehook.dispatch.lanes import Lanes
-from carehook.dispatch.window import START
+from carehook.dispatch.window import FAILURES_IN_A_ROW, START, Ending
 from carehook.ledger.records import ClaimedDelivery, Endpoint
 from carehook.ledger.states import EndpointStatus
 
@@ -73,10 +73,10 @@ def prove(lanes: Lanes, endpoint_id: str, rounds: int = 1, seconds: float = SLOW
     """Let an endpoint answer all it is sent, until nothing is in flight to it."""
     for _ in range(rounds):
         for _ in range(fill(lanes, endpoint_id)):
-            lanes.end(endpoint_id, answered=True, seconds=seconds)
+            lanes.end(endpoint_id, Ending.SUCCEEDED, seconds)
         while begun := begin_all(lanes):
             for _ in begun:
-                lanes.end(endpoint_id, answered=True, seconds=seconds)
+                lanes.end(endpoint_id, Ending.SUCCEEDED, seconds)
 
 
 # Windows.
@@ -103,16 +103,17 @@ def test_an_endpoint_that_does_not_answer_is_left_with_one_request() -> None:
     lanes = Lanes(1024, 64)
     prove(lanes, "a", rounds=4)
     for _ in range(fill(lanes, "a")):
-        lanes.end("a", answered=False, seconds=SLOW)
+        lanes.end("a", Ending.UNANSWERED, SLOW)
     lanes.withdraw(LATEST)
-    assert begin_all(lanes) == ["a"]
+    assert lanes.held == 0, "what was claimed ahead is given back"
+    assert fill(lanes, "a") == 1
     assert lanes.room("a") <= 0
 
 
 def test_an_attempt_that_says_nothing_of_the_endpoint_changes_no_window() -> None:
     lanes = Lanes(1024, 64)
     for _ in range(fill(lanes, "a")):
-        lanes.end("a", answered=None, seconds=SLOW)
+        lanes.end("a", Ending.UNTOLD, SLOW)
     assert lanes.room("a") == START
 
 
@@ -121,7 +122,7 @@ def test_an_answer_lets_two_begin_where_one_was() -> None:
     fill(lanes, "a")
     lanes.add(claim_many("a", 10))
     assert begin_all(lanes) == []
-    lanes.end("a", answered=True, seconds=SLOW)
+    lanes.end("a", Ending.SUCCEEDED, SLOW)
     assert begin_all(lanes) == ["a", "a"]
 
 
@@ -156,7 +157,7 @@ def test_however_many_endpoints_hang_others_find_a_place(hogs: int, rounds: int)
     lanes = Lanes(1024, 64)
     for number in range(hogs):
         prove(lanes, f"hog_{number}", rounds=rounds)
-    for _ in range(20):
+    for _ in range(8):
         for number in range(hogs):
             fill(lanes, f"hog_{number}", count=1)
     assert 1024 - lanes.in_flight >= 120
@@ -193,7 +194,7 @@ def test_one_endpoint_alone_gets_its_limit_of_a_worker_with_the_usual_limits() -
 def test_every_worker_has_a_place_for_an_endpoint(concurrency: int) -> None:
     lanes = Lanes(concurrency, 1)
     assert fill(lanes, "a") == 1
-    lanes.end("a", answered=True, seconds=SLOW)
+    lanes.end("a", Ending.SUCCEEDED, SLOW)
     assert fill(lanes, "a") == 1
 
 
@@ -206,7 +207,7 @@ def test_small_claims_are_put_off_while_enough_is_claimed_ahead() -> None:
     fill(lanes, "a")
     asked = []
     for _ in range(40):
-        lanes.end("a", answered=True, seconds=SLOW)
+        lanes.end("a", Ending.SUCCEEDED, SLOW)
         assert begin_all(lanes) == ["a"]
         asked.append(lanes.room("a"))
     assert asked == [0] * 31 + list(range(32, 41))
@@ -216,20 +217,20 @@ def test_the_queue_is_told_once_there_is_room_for_what_it_was_refused() -> None:
     lanes = Lanes(1024, 64)
     fill(lanes, "a")
     assert lanes.room("a") == 0
-    assert lanes.end("a", answered=None, seconds=SLOW)
-    assert not lanes.end("a", answered=None, seconds=SLOW), "it knows already"
+    assert lanes.end("a", Ending.UNTOLD, SLOW)
+    assert not lanes.end("a", Ending.UNTOLD, SLOW), "it knows already"
 
 
 def test_the_queue_is_told_nothing_where_it_gave_less_than_was_asked_for() -> None:
     lanes = Lanes(1024, 64)
     assert fill(lanes, "a", count=START - 1) == START - 1
-    assert not lanes.end("a", answered=True, seconds=SLOW)
+    assert not lanes.end("a", Ending.SUCCEEDED, SLOW)
 
 
 def test_the_queue_is_told_of_room_where_it_gave_all_that_was_asked_for() -> None:
     lanes = Lanes(1024, 64)
     assert fill(lanes, "a") == START
-    assert lanes.end("a", answered=True, seconds=SLOW)
+    assert lanes.end("a", Ending.SUCCEEDED, SLOW)
 
 
 def test_the_faster_an_endpoint_answers_the_more_is_claimed_ahead() -> None:
@@ -247,7 +248,7 @@ def test_the_more_endpoints_are_busy_the_less_is_claimed_ahead_of_each(endpoints
     names = [f"busy_{number}" for number in range(endpoints)]
     for name in names:
         prove(lanes, name, rounds=4, seconds=FAST)
-    for _ in range(100):
+    for _ in range(80):
         for name in names:
             lanes.add(claim_many(name, min(4, max(0, lanes.room(name)))))
             begin_all(lanes)
@@ -284,10 +285,23 @@ def test_what_was_claimed_ahead_of_an_endpoint_that_stops_answering_is_given_bac
     fill(lanes, "a")
     assert lanes.withdraw(LATEST) == []
     for _ in range(7):
-        lanes.end("a", answered=False, seconds=SLOW)
+        lanes.end("a", Ending.UNANSWERED, SLOW)
     withdrawn = lanes.withdraw(LATEST)
     assert len(withdrawn) == 64
     assert (lanes.in_flight, lanes.waiting) == (57, 0)
+
+
+def test_what_was_claimed_ahead_of_an_endpoint_that_fails_is_given_back_before_all_of_it_has_failed() -> None:
+    lanes = Lanes(1024, 64)
+    prove(lanes, "a", rounds=4, seconds=FAST)
+    fill(lanes, "a")
+    attempted = 64
+    for _ in range(FAILURES_IN_A_ROW):
+        lanes.end("a", Ending.FAILED, FAST)
+        attempted += len(begin_all(lanes))
+    assert attempted <= 64 + FAILURES_IN_A_ROW
+    assert len(lanes.withdraw(LATEST)) >= 256 - FAILURES_IN_A_ROW
+    assert lanes.held <= 64
 
 
 def test_what_was_given_back_is_asked_for_again_when_there_is_room() -> None:
@@ -297,9 +311,9 @@ def test_what_was_given_back_is_asked_for_again_when_there_is_room() -> None:
     lanes.add(claim_many("a", 20))
     begun = begin_all(lanes)
     for _ in begun[:-1]:
-        lanes.end("a", answered=False, seconds=SLOW)
+        lanes.end("a", Ending.UNANSWERED, SLOW)
     assert lanes.withdraw(LATEST)
-    assert lanes.end("a", answered=True, seconds=SLOW)
+    assert lanes.end("a", Ending.SUCCEEDED, SLOW)
 
 
 # The end.
@@ -310,7 +324,7 @@ def test_once_closed_nothing_begins_and_all_that_waits_is_handed_over() -> None:
     lanes.add([*claim_many("a", 12), claim("b", 1, lease=1)])
     begun = len(begin_all(lanes))
     lanes.close()
-    lanes.end("a", answered=True, seconds=SLOW)
+    lanes.end("a", Ending.SUCCEEDED, SLOW)
     assert begin_all(lanes) == []
     assert sorted(each.id for each in lanes.clear()) == ["a-10", "a-11", "a-8", "a-9", "b-1"]
     assert (begun, lanes.waiting) == (START, 0)
@@ -325,7 +339,7 @@ def test_windows_of_idle_endpoints_are_forgotten_only_beyond_a_number(monkeypatc
     fill(lanes, "busy")
     lanes.withdraw(LATEST)
     assert [lanes.room(endpoint_id) for endpoint_id in ("old", "new", "newer")] == [START, 128, 128]
-    lanes.end("busy", answered=True, seconds=SLOW)
+    lanes.end("busy", Ending.SUCCEEDED, SLOW)
     assert lanes.in_flight == 63
 
 
@@ -357,8 +371,8 @@ def test_nothing_is_lost_or_begun_twice_and_no_limit_is_passed(seed: int) -> Non
             delivery = in_flight.pop()
             lanes.end(
                 delivery.endpoint.id,
-                answered=chance.choice([True, True, False, None]),
-                seconds=chance.choice([0.01, SLOW]),
+                chance.choice([*Ending, Ending.SUCCEEDED]),
+                chance.choice([FAST, SLOW]),
             )
             done.append(delivery.id)
     assert sorted(done) == sorted(f"ep_{endpoint}-{number}" for endpoint in range(12) for number in range(40))

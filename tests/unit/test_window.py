@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from carehook.dispatch.window import START, Window
+from carehook.dispatch.window import FAILURES_IN_A_ROW, START, Ending, Window
 
 
 def fill(window: Window) -> None:
@@ -12,7 +12,7 @@ def fill(window: Window) -> None:
     for in_flight in range(1, window.size + 1):
         window.note(in_flight)
     for _ in range(window.size):
-        window.grow(1.0)
+        window.learn(Ending.SUCCEEDED, 1.0)
 
 
 def test_it_starts_small_and_doubles_with_each_round_trip_up_to_its_limit() -> None:
@@ -36,7 +36,7 @@ def test_it_halves_for_each_request_without_an_answer_and_never_closes() -> None
         fill(window)
     sizes = []
     for _ in range(8):
-        window.shrink()
+        window.learn(Ending.UNANSWERED, 15.0)
         sizes.append(window.size)
     assert sizes == [32, 16, 8, 4, 2, 1, 1, 1]
 
@@ -44,7 +44,7 @@ def test_it_halves_for_each_request_without_an_answer_and_never_closes() -> None
 def test_one_that_was_down_is_back_after_a_few_round_trips() -> None:
     window = Window(64)
     for _ in range(8):
-        window.shrink()
+        window.learn(Ending.UNANSWERED, 15.0)
     sizes = []
     for _ in range(7):
         fill(window)
@@ -56,7 +56,7 @@ def test_answers_to_fewer_requests_than_it_allows_do_not_widen_it() -> None:
     window = Window(64)
     for _ in range(1000):
         window.note(1)
-        window.grow(1.0)
+        window.learn(Ending.SUCCEEDED, 1.0)
         window.note(0)
     assert window.size == START
     assert window.is_proven
@@ -67,7 +67,7 @@ def test_what_was_filled_once_does_not_count_after_a_lull() -> None:
     fill(window)
     window.note(0)
     window.note(1)
-    window.grow(1.0)
+    window.learn(Ending.SUCCEEDED, 1.0)
     assert window.size == 2 * START
 
 
@@ -75,10 +75,10 @@ def test_what_was_filled_once_does_not_count_after_a_lull() -> None:
 def test_proven_is_what_happened_last(*, proven_before: bool) -> None:
     window = Window(64)
     if proven_before:
-        window.grow(1.0)
-    window.shrink()
+        window.learn(Ending.SUCCEEDED, 1.0)
+    window.learn(Ending.UNANSWERED, 15.0)
     assert not window.is_proven
-    window.grow(1.0)
+    window.learn(Ending.SUCCEEDED, 1.0)
     assert window.is_proven
 
 
@@ -88,14 +88,46 @@ def test_proven_is_what_happened_last(*, proven_before: bool) -> None:
 def test_the_faster_it_answers_the_more_may_be_claimed_ahead(seconds: float, windows: float) -> None:
     window = Window(64)
     for _ in range(100):
-        window.grow(seconds)
+        window.learn(Ending.SUCCEEDED, seconds)
     assert window.ahead == pytest.approx(windows, rel=0.01)
 
 
 def test_nothing_may_be_claimed_ahead_of_one_that_has_not_answered_or_stopped_to() -> None:
     window = Window(64)
     assert window.ahead == 0
-    window.grow(0.01)
+    window.learn(Ending.SUCCEEDED, 0.01)
     assert window.ahead >= 1
-    window.shrink()
+    window.learn(Ending.UNANSWERED, 15.0)
     assert window.ahead == 0
+
+
+def test_an_error_is_an_answer_that_neither_widens_nor_narrows() -> None:
+    window = Window(64)
+    fill(window)
+    for _ in range(100):
+        window.note(window.size)
+        window.learn(Ending.FAILED, 0.01)
+    assert window.size == 2 * START
+    assert window.is_proven
+
+
+def test_after_some_failures_in_a_row_nothing_is_claimed_ahead_until_a_success() -> None:
+    window = Window(64)
+    window.learn(Ending.SUCCEEDED, 0.01)
+    for _ in range(FAILURES_IN_A_ROW - 1):
+        window.learn(Ending.FAILED, 0.01)
+    assert window.ahead >= 1
+    window.learn(Ending.FAILED, 0.01)
+    assert window.ahead == 0
+    window.learn(Ending.SUCCEEDED, 0.01)
+    assert window.ahead >= 1
+
+
+def test_what_was_our_doing_teaches_nothing() -> None:
+    window = Window(64)
+    window.note(START)
+    window.learn(Ending.UNTOLD, 15.0)
+    assert (window.size, window.is_proven) == (START, False)
+    window.learn(Ending.SUCCEEDED, 0.01)
+    window.learn(Ending.UNTOLD, 15.0)
+    assert (window.size, window.is_proven) == (START + 1, True)

@@ -21,7 +21,7 @@ from itertools import count
 from typing import Final
 
 from carehook.dispatch.levels import Levels
-from carehook.dispatch.window import Window
+from carehook.dispatch.window import Ending, Window
 from carehook.ledger.records import ClaimedDelivery
 
 LANES_KEPT: Final = 10_000
@@ -59,7 +59,7 @@ class Lanes:
         self._proven: Levels[_Lane] = Levels(endpoint_concurrency)
         self._unproven: Levels[_Lane] = Levels(endpoint_concurrency)
         self._turns = count()
-        self._overdue: list[ClaimedDelivery] = []
+        self._aside: list[ClaimedDelivery] = []  # to be given back
         self._is_closed = False
         self.in_flight = 0
         self.waiting = 0
@@ -98,25 +98,24 @@ class Lanes:
                 self.in_flight += 1
                 self.waiting -= 1
             else:
-                self._overdue.append(delivery)
+                self._set_aside(lane, delivery)
             self._file(lane)
             if is_in_time:
                 return delivery
         return None
 
-    def end(self, endpoint_id: str, *, answered: bool | None, seconds: float) -> bool:
-        """A request ended after `seconds`: whether it was answered, or None where that says nothing of the endpoint.
+    def end(self, endpoint_id: str, ending: Ending, seconds: float) -> bool:
+        """A request ended, after so many seconds.
 
         True where the endpoint had less room than it may have had use for, and has some now: the queue must be told.
         """
         lane = self._lanes[endpoint_id]
-        if answered:
-            lane.window.grow(seconds)
-        elif answered is not None:
-            lane.window.shrink()
+        lane.window.learn(ending, seconds)
         lane.in_flight -= 1
         lane.window.note(lane.in_flight)
         self.in_flight -= 1
+        if ending is not Ending.SUCCEEDED:
+            self._shed(lane)
         self._file(lane)
         if lane.granted > 0 or self._find_room(lane) <= 0:
             return False
@@ -126,18 +125,16 @@ class Lanes:
     def withdraw(self, latest: datetime) -> list[ClaimedDelivery]:
         """Take out what had better be given back.
 
-        That is what could not be begun under its lease, which is over before `latest`, and what waits at an endpoint
-        that has stopped answering meanwhile.
+        That is what could not be begun under its lease, which is over before `latest`, and what was claimed ahead of an
+        endpoint that has stopped answering, or fails, since.
         """
-        withdrawn, self._overdue = self._overdue, []
-        self.waiting -= len(withdrawn)
-        for lane in [lane for lane in self._lanes.values() if lane.waiting]:
+        for lane in self._lanes.values():
             while lane.waiting and lane.waiting[0].lease_until <= latest:
-                withdrawn.append(self._take_out(lane, lane.waiting.popleft()))
-            while lane.waiting and lane.held > _find_most(lane.window):
-                withdrawn.append(self._take_out(lane, lane.waiting.pop()))
+                self._set_aside(lane, lane.waiting.popleft())
             self._file(lane)
         self._forget_idle()
+        withdrawn, self._aside = self._aside, []
+        self.waiting -= len(withdrawn)
         return withdrawn
 
     def close(self) -> None:
@@ -146,7 +143,7 @@ class Lanes:
 
     def clear(self) -> list[ClaimedDelivery]:
         """Take out all that was not begun."""
-        cleared, self._overdue = self._overdue, []
+        cleared, self._aside = self._aside, []
         for lane in self._lanes.values():
             cleared += lane.waiting
             lane.waiting.clear()
@@ -200,18 +197,19 @@ class Lanes:
             line.add(lane, lane.in_flight, next(self._turns))
         lane.line, lane.level = line, lane.in_flight
 
-    def _take_out(self, lane: _Lane, delivery: ClaimedDelivery) -> ClaimedDelivery:
-        lane.granted = min(lane.granted, 0)  # there is something left in the store
-        self.waiting -= 1
-        return delivery
+    def _shed(self, lane: _Lane) -> None:
+        """Set aside, from the last one on, what waits though it may not be held any more."""
+        window = lane.window
+        most = window.size + int(window.size * window.ahead)
+        while lane.waiting and lane.held > most:
+            self._set_aside(lane, lane.waiting.pop())
+
+    def _set_aside(self, lane: _Lane, delivery: ClaimedDelivery) -> None:
+        lane.granted = min(lane.granted, 0)  # the store has more of it again
+        self._aside.append(delivery)
 
     def _forget_idle(self) -> None:
         surplus = len(self._lanes) - LANES_KEPT
         if surplus > 0:
             for lane in [lane for lane in self._lanes.values() if not lane.held][:surplus]:
                 del self._lanes[lane.endpoint_id]
-
-
-def _find_most(window: Window) -> int:
-    """How many may be held of an endpoint at all."""
-    return window.size + int(window.size * window.ahead)

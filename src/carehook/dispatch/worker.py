@@ -31,6 +31,7 @@ from carehook.dispatch.delivery import ATTEMPT_LIMIT, Deliverer
 from carehook.dispatch.lanes import Lanes
 from carehook.dispatch.observation import Result
 from carehook.dispatch.recorder import Recorder, log_failure
+from carehook.dispatch.window import Ending
 from carehook.ledger.port import Queue
 from carehook.ledger.records import AttemptOutcome, ClaimedDelivery, FinishedAttempt
 from carehook.metrics import Metrics
@@ -140,27 +141,24 @@ class Worker:
             self._begin_all()
 
     async def _send_one(self, delivery: ClaimedDelivery, started_at: datetime) -> None:
-        answered, seconds = None, 0.0
+        ending, seconds = Ending.UNTOLD, 0.0
         try:
             finished = await self._attempt(delivery, started_at)
-            answered, seconds = _ANSWERED[finished.attempt.outcome], finished.attempt.duration
+            ending, seconds = match_ending(finished), finished.attempt.duration
             self._recorder.add(Result(delivery, finished))
         except Exception as error:
             # The lease runs out, and the delivery is attempted again.
             _log.error("delivery_failed_in_carehook", delivery_id=delivery.id, exc_info=error)
         finally:
-            self._end(delivery.endpoint.id, answered=answered, seconds=seconds)
+            self._room.set()
+            if self._lanes.end(delivery.endpoint.id, ending, seconds):
+                self._queue.wake([delivery.endpoint.id])
 
     async def _attempt(self, delivery: ClaimedDelivery, started_at: datetime) -> FinishedAttempt:
         try:
             return await self._deliverer.deliver_one(delivery, started_at)
         except asyncio.CancelledError:
             return self._deliverer.interrupt(delivery, started_at)
-
-    def _end(self, endpoint_id: str, *, answered: bool | None, seconds: float) -> None:
-        self._room.set()
-        if self._lanes.end(endpoint_id, answered=answered, seconds=seconds):
-            self._queue.wake([endpoint_id])
 
     async def _recover_lost_leases(self) -> None:
         try:
@@ -203,10 +201,16 @@ class Worker:
         await self._recorder.close()
 
 
-_ANSWERED: Final = {
-    AttemptOutcome.RESPONDED: True,
-    AttemptOutcome.UNREACHABLE: False,
-    # These say nothing of the endpoint.
-    AttemptOutcome.BLOCKED: None,
-    AttemptOutcome.INTERRUPTED: None,
+def match_ending(finished: FinishedAttempt) -> Ending:
+    """What an attempt says of its endpoint."""
+    if finished.succeeded:
+        return Ending.SUCCEEDED
+    return _ENDINGS[finished.attempt.outcome]
+
+
+_ENDINGS: Final = {
+    AttemptOutcome.RESPONDED: Ending.FAILED,
+    AttemptOutcome.UNREACHABLE: Ending.UNANSWERED,
+    AttemptOutcome.BLOCKED: Ending.UNTOLD,
+    AttemptOutcome.INTERRUPTED: Ending.UNTOLD,
 }
