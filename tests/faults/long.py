@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from carehook import __version__
 from carehook.cli.bench.machine import describe_machine
 from carehook.cli.bench.report import Machine
 from tests.faults.accounts import Account
-from tests.faults.faults import FAULTS
+from tests.faults.faults import FAULTS, Fault
 from tests.faults.processes import ROOT
 from tests.faults.site import LEASE, Site, Size
 from tests.servers.namespaces import Network
@@ -62,8 +63,9 @@ def run(size: Size, minutes: float, seed: int, lease: float) -> Result:
         site = Site(Path(name), size, chance, network=network, lease=lease, longest_cut=_LONGEST_CUT)
         with site:
             with site.build_load(pause=0.05) as callers:
-                while time.monotonic() - began < 60 * minutes:
-                    fault = chance.choice(FAULTS[size])
+                for fault in choose_faults(size, chance):
+                    if time.monotonic() - began >= 60 * minutes:
+                        break
                     print(f"{time.monotonic() - began:6.0f} s  {fault.__name__}", flush=True)
                     fault(site)
                     faults[fault.__name__] += 1
@@ -87,6 +89,12 @@ def run(size: Size, minutes: float, seed: int, lease: float) -> Result:
         law_was_kept=account.holds(),
         account=account,
     )
+
+
+def choose_faults(size: Size, chance: random.Random) -> Iterator[Fault]:
+    """Faults without end: each once, then each again, every time in another order."""
+    while True:
+        yield from chance.sample(FAULTS[size], len(FAULTS[size]))
 
 
 def main() -> None:
