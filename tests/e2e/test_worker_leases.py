@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from carehook.config import Settings
 from carehook.directory.endpoints import EndpointChanges
-from carehook.dispatch.delivery import STOPPED
+from carehook.dispatch.delivery import ATTEMPT_LIMIT, STOPPED
 from carehook.dispatch.worker import LEASE
 from carehook.insights import DeliveryDetailView
 from carehook.ledger.finishing_sql import LOST_LEASE
@@ -276,6 +276,35 @@ async def test_a_claim_that_waited_too_long_is_begun_anew_under_a_new_lease(
         deliveries[0].event_id: 2,
         deliveries[1].event_id: 1,
     }
+
+
+async def test_what_could_outlast_its_lease_is_not_begun_but_claimed_anew(
+    settings: Settings, clock: StandingClock
+) -> None:
+    narrow = settings.model_copy(update={"concurrency": 2, "endpoint_concurrency": 1})
+    with GatedReceiver() as receiver:
+        async with (
+            open_platform(narrow, clock) as platform,
+            open_worker(narrow, clock=clock, wrap=(watch := Watch())) as worker,
+        ):
+            await platform.register(receiver)
+            async with running(worker):
+                await prove(platform, receiver)
+                await platform.publish(2)
+
+                async def both_claimed() -> bool:
+                    return receiver.waiting == 1 and len(watch.queue.claimed) == 3
+
+                await eventually(both_claimed, "one in flight and one claimed ahead")
+                # The lease has not ended, but there is less left of it than an attempt may take.
+                clock.advance((LEASE - ATTEMPT_LIMIT).total_seconds() + 1)
+                receiver.open()
+                await platform.wait_for(DeliveryState.SUCCEEDED, 3)
+            deliveries = await platform.list_deliveries()
+    assert watch.queue.given_back == [deliveries[-1].id]
+    assert watch.queue.claimed.count(deliveries[-1].id) == 2
+    assert {delivery.attempt_count for delivery in deliveries} == {1}
+    assert len(receiver.requests) == 3
 
 
 # Stopping.
