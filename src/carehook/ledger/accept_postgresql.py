@@ -36,7 +36,7 @@ _ENDPOINTS_KEPT: Final = 20_000
 _TRIES: Final = 3
 """How often what is known from memory may be found to have changed before it is read under lock instead."""
 
-_ACCEPT: Final = """
+ACCEPT: Final = """
 WITH unchanged AS (
     -- FOR SHARE waits for whoever is changing one of the endpoints, compares the revision that this leaves behind, and
     -- keeps others from changing any until we have committed.
@@ -73,7 +73,8 @@ WITH unchanged AS (
     UPDATE lanes
     SET last_position = last_position + given.count
     FROM (SELECT * FROM unnest($26::text[], $27::bigint[]) AS given (endpoint_id, count) ORDER BY 1) AS given
-    WHERE lanes.endpoint_id = given.endpoint_id AND (SELECT is_permitted FROM permitted)
+    WHERE lanes.endpoint_id = given.endpoint_id AND lanes.endpoint_id = ANY ($26)
+        AND (SELECT is_permitted FROM permitted)
     RETURNING lanes.endpoint_id, last_position - given.count AS position
 ), new_deliveries AS (
     INSERT INTO deliveries (id, event_id, endpoint_id, organization_id, event_type, state, created_at, due_at,
@@ -152,7 +153,7 @@ class AcceptPostgresql:
         """What the statement gives: whether the organizations are unchanged, and former answers to any of `keys`."""
         try:
             return await self._connections.fetch(
-                _ACCEPT,
+                ACCEPT,
                 *take_columns([(organization_id, each.revision) for organization_id, each in present.items()], 2),
                 *take_columns([take_event(event) for event in additions.events], 8),
                 *take_columns(_take_deliveries(additions.deliveries), 9),

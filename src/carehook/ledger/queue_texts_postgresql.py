@@ -78,17 +78,24 @@ _FINAL: Final = ", ".join(f"'{state}'" for state in TRANSITIONS if is_final(stat
 
 FINISH: Final = f"""
 WITH found AS (
-    SELECT given.*, order_key IS NOT NULL AS is_ordered, {_build_next_state()} AS next_state
-    FROM unnest($1::text[], $2::bigint[], $3::text[], $4::timestamptz[], $5::boolean[], $6::text[], $7::integer[],
-                $8::timestamptz[], $9::double precision[], $10::text[], $11::integer[], $12::text[], $13::bytea[])
-        AS given (id, lease_token, transition, new_due_at, spends_retry, attempt_id, number,
-                  started_at, duration, outcome, status_code, reason, sealed_excerpt)
-    JOIN deliveries USING (id, lease_token)
-    -- Not `lease_until`, which says the same: by its index, all leases there are would be gone through for each result.
-    WHERE leased_at IS NOT NULL
-    ORDER BY deliveries.id
-    -- Under the lock the row is read anew: a cancellation that was waited for is in the state that the result meets.
-    FOR NO KEY UPDATE OF deliveries
+    SELECT given.*, is_ordered, {_build_next_state()} AS next_state
+    FROM (
+        SELECT *
+        FROM unnest($1::text[], $2::bigint[], $3::text[], $4::timestamptz[], $5::boolean[], $6::text[], $7::integer[],
+                    $8::timestamptz[], $9::double precision[], $10::text[], $11::integer[], $12::text[], $13::bytea[])
+            AS given (id, lease_token, transition, new_due_at, spends_retry, attempt_id, number,
+                      started_at, duration, outcome, status_code, reason, sealed_excerpt)
+        ORDER BY id
+    ) AS given
+    CROSS JOIN LATERAL (
+        -- Under the lock the row is read anew: what a cancellation left that was waited for is what the result meets.
+        SELECT state, order_key IS NOT NULL AS is_ordered
+        FROM deliveries
+        -- Not `lease_until`, which says the same: by its index, all leases there are would be gone through.
+        WHERE deliveries.id = given.id AND lease_token = given.lease_token AND leased_at IS NOT NULL
+        LIMIT 1
+        FOR NO KEY UPDATE
+    ) AS leased
 ), moved AS (
     UPDATE deliveries
     SET state = next_state,
@@ -136,11 +143,15 @@ GIVE_BACK: Final = """
 UPDATE deliveries
 SET leased_at = NULL, lease_until = NULL
 FROM (
-    SELECT id
-    FROM unnest($1::text[], $2::bigint[]) AS given (id, lease_token)
-    JOIN deliveries USING (id, lease_token)
-    ORDER BY deliveries.id
-    FOR NO KEY UPDATE OF deliveries
+    SELECT given.id
+    FROM (SELECT * FROM unnest($1::text[], $2::bigint[]) AS given (id, lease_token) ORDER BY id) AS given
+    CROSS JOIN LATERAL (
+        SELECT
+        FROM deliveries
+        WHERE deliveries.id = given.id AND lease_token = given.lease_token
+        LIMIT 1
+        FOR NO KEY UPDATE
+    ) AS leased
 ) AS found
 WHERE deliveries.id = found.id
 """

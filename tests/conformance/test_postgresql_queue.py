@@ -1,0 +1,183 @@
+"""What the queue on PostgreSQL does beyond the port: it tells other processes, and outlives its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from unittest.mock import patch
+
+import pytest
+import sqlalchemy as sa
+
+from carehook.ledger import queue_sql
+from carehook.ledger.agenda import Agenda
+from carehook.ledger.connections_postgresql import Connections
+from carehook.ledger.notifications_postgresql import build_payloads
+from carehook.ledger.port import LedgerUnavailable
+from carehook.ledger.schema import migrate
+from carehook.ledger.states import DeliveryState, Transition
+from tests.conformance.store import NOW, SECOND, Store, build_finished
+from tests.servers.postgres import PostgresServer
+
+LISTENERS = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()"
+NEVER = timedelta(hours=1)
+
+
+@pytest.fixture(autouse=True)
+def rare_surveys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found here was told."""
+    monkeypatch.setattr(queue_sql, "SURVEY_EVERY", 1e9)
+
+
+async def find_listeners(store: Store) -> set[int]:
+    async with store.database.read() as connection:
+        return set((await connection.execute(sa.text(LISTENERS))).scalars())
+
+
+async def until_listening(store: Store, *before: int) -> set[int]:
+    """The connections that listen, once there is one that was not there before."""
+    async with asyncio.timeout(30):
+        while True:
+            if found := await find_listeners(store) - set(before):
+                return found
+
+
+@pytest.fixture
+async def worker(postgresql_store: Store) -> Store:
+    """Another process, which has claimed and found nothing, and hears what it is told."""
+    await postgresql_store.add_endpoints("ep_1", "ep_2")
+    worker = await postgresql_store.second()
+    assert await worker.claim_known() == []
+    await until_listening(postgresql_store)
+    return worker
+
+
+async def test_another_process_hears_of_what_is_accepted(postgresql_store: Store, worker: Store) -> None:
+    waiting = asyncio.create_task(worker.queue.wait(at_most=NEVER))
+    made = await postgresql_store.accept("ep_2")
+    await waiting
+    assert [each.id for each in await worker.claim_known()] == made
+
+
+async def test_another_process_hears_of_what_an_intervention_makes_due(postgresql_store: Store, worker: Store) -> None:
+    [delivery_id] = await postgresql_store.publish("ep_1", state=DeliveryState.HELD)
+    # That there is something new is told as well.
+    await worker.queue.wait(at_most=NEVER)
+    assert await worker.claim_known() == []
+    async with postgresql_store.ledger.transaction() as tx:
+        await tx.deliveries.release("ep_1")
+    await worker.queue.wait(at_most=NEVER)
+    assert [each.id for each in await worker.claim_known()] == [delivery_id]
+
+
+async def test_a_process_that_has_not_claimed_does_not_listen(postgresql_store: Store) -> None:
+    await postgresql_store.add_endpoints("ep_1")
+    await postgresql_store.accept("ep_1")
+    assert await find_listeners(postgresql_store) == set()
+
+
+async def test_who_lost_the_connection_to_hear_by_makes_another(postgresql_store: Store, worker: Store) -> None:
+    before = await find_listeners(postgresql_store)
+    async with postgresql_store.database.write() as connection:
+        for process in before:
+            await connection.execute(sa.text("SELECT pg_terminate_backend(:process)").bindparams(process=process))
+    await until_listening(postgresql_store, *before)
+    made = await postgresql_store.accept("ep_1")
+    await worker.queue.wait(at_most=NEVER)
+    assert [each.id for each in await worker.claim_known()] == made
+
+
+async def test_a_process_does_not_hear_itself(postgresql_store: Store, worker: Store) -> None:
+    [own] = await worker.accept("ep_1")
+    assert [each.id for each in await worker.claim_known()] == [own]
+    hearing: list[object] = []
+    with patch.object(Agenda, "add", lambda _, endpoint_ids: hearing.extend(endpoint_ids)):
+        await postgresql_store.accept("ep_2")
+        # Notifications come in the order of their commits: its own would have come before this one.
+        await worker.queue.wait(at_most=NEVER)
+    assert "ep_1" not in hearing
+
+
+@pytest.mark.parametrize("count", [1, 2, 500, 1000])
+def test_every_endpoint_is_named_in_notifications_that_postgresql_takes(count: int) -> None:
+    ids = {f"ep_{number:032x}" for number in range(count)}
+    payloads = build_payloads("sender", ids)
+    assert all(len(payload) < 8000 for payload in payloads)
+    told = [payload.partition(" ") for payload in payloads]
+    assert {sender for sender, _, _ in told} == {"sender"}
+    assert sorted(name for _, _, names in told for name in names.split(",")) == sorted(ids)
+
+
+def test_very_many_endpoints_are_told_of_as_any() -> None:
+    assert build_payloads("sender", {f"ep_{number}" for number in range(1001)}) == ["sender "]
+
+
+@contextlib.asynccontextmanager
+async def open_own_server() -> AsyncIterator[tuple[PostgresServer, Store]]:
+    """A server that a test may stop, with a store that has something to do."""
+    with PostgresServer() as server:
+        async with contextlib.AsyncExitStack() as opened:
+            store = await Store.open(server.url(), opened)
+            await migrate(store.database)
+            await store.add_endpoints("ep_1")
+            await store.accept(*["ep_1"] * 3)
+            yield server, store
+
+
+async def test_while_the_server_is_away_all_say_so_and_go_on_when_it_is_back() -> None:
+    async with open_own_server() as (server, store):
+        done, given_back = await store.claim(2)
+        finished = [build_finished(done)]
+        server.stop()
+        actions: list[Callable[[], Awaitable[object]]] = [
+            lambda: store.accept("ep_1"),
+            store.claim,
+            lambda: store.queue.finish(finished, NOW + SECOND),
+            lambda: store.queue.give_back([given_back]),
+        ]
+        for action in actions:
+            with pytest.raises(LedgerUnavailable, match="does not answer"):
+                await action()
+        server.start()
+        assert await store.queue.finish(finished, NOW + SECOND) == [True]
+        await store.queue.give_back([given_back])
+        await store.accept("ep_1")
+        assert len(await store.claim()) == 3
+
+
+async def test_a_statement_that_the_server_ends_is_a_store_that_does_not_answer(postgresql_store: Store) -> None:
+    connections: Connections = postgresql_store.database.connections
+    with pytest.raises(LedgerUnavailable, match="terminating connection"):
+        await connections.fetch("SELECT pg_terminate_backend(pg_backend_pid())")
+    [row] = await connections.fetch("SELECT 1")
+    assert row[0] == 1
+
+
+@pytest.mark.parametrize("state", ["53100", "57014", "58030"])
+async def test_a_server_without_room_or_in_trouble_is_unavailable(postgresql_store: Store, state: str) -> None:
+    with pytest.raises(LedgerUnavailable, match="no room"):
+        await postgresql_store.database.connections.fetch(
+            f"DO $$ BEGIN RAISE 'no room' USING ERRCODE = '{state}'; END $$"
+        )
+
+
+async def test_what_need_not_be_durable_does_not_wait_for_the_disk(postgresql_store: Store) -> None:
+    connections = postgresql_store.database.connections
+    show = "SELECT current_setting('synchronous_commit')"
+    assert [(await connections.fetch(show, durable=durable))[0][0] for durable in (True, False)] == ["on", "off"]
+
+
+async def test_a_result_of_an_unknown_kind_of_state_keeps_it(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1")
+    await store.publish("ep_1", "ep_1")
+    poison, fine = await store.claim()
+    async with store.database.write() as connection:
+        await connection.execute(
+            sa.text("UPDATE deliveries SET state = 'succeeded' WHERE id = :id").bindparams(id=poison.id)
+        )
+    results = [build_finished(poison, Transition.EXHAUST), build_finished(fine)]
+    assert await store.queue.finish(results, NOW + SECOND) == [True, True]
+    assert await store.states(poison.id, fine.id) == [DeliveryState.SUCCEEDED, DeliveryState.SUCCEEDED]
