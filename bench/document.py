@@ -11,7 +11,7 @@ from typing import Final
 
 from carehook.cli.bench.plot import build_plot
 from carehook.cli.bench.report import Report
-from carehook.cli.bench.table import build_ceiling_lines, build_cpu_lines, build_figure_lines
+from carehook.cli.bench.table import build_ceiling_lines, build_cost_lines, build_figure_lines
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ROOT / "bench" / "results"
@@ -56,7 +56,7 @@ def build_results(report: Report, name: str) -> str:
             f"![The figures of this run as bars](results/{name}.svg)",
             _build_table(build_ceiling_lines(report)),
             _build_table(build_figure_lines(report)),
-            _build_table(build_cpu_lines(report)),
+            _build_table(build_cost_lines(report)),
         ]
     )
 

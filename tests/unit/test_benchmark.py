@@ -32,13 +32,13 @@ from carehook.cli.bench.report import CeilingFigure, Figure, Machine, Report, Se
 from carehook.cli.bench.run import Plan
 from carehook.cli.bench.scenarios import SCENARIOS, backlog
 from carehook.cli.bench.setups import SETUPS, Servers
-from carehook.cli.bench.table import build_cell, build_cpu_lines, build_figure_lines
+from carehook.cli.bench.table import build_cell, build_cost_lines, build_figure_lines
 from carehook.cli.bench.usage import LOAD, OTHERS, CpuMeter, find_family, find_parent, read_peak_memory
 from carehook.events import parse_event
 from carehook.events.codec import parse_events
 
 _SVG = "{http://www.w3.org/2000/svg}"
-_CEILINGS = [CeilingFigure(name="2 KB", before=20_000, after=30_000)]
+_CEILINGS = [CeilingFigure(name="2 KB", before=20_000, after=30_000, cpu_us=35)]
 
 
 def build_report(figures: list[Figure]) -> Report:
@@ -116,7 +116,7 @@ def test_a_rate_is_followed_by_its_share_of_the_mean_of_its_ceiling() -> None:
 
 
 def test_a_share_is_of_the_ceiling_with_tls_for_what_was_sent_with_tls() -> None:
-    tls = CeilingFigure(name="2 KB, TLS", before=10_000, after=10_000)
+    tls = CeilingFigure(name="2 KB, TLS", before=10_000, after=10_000, cpu_us=35)
     measured = [Measured(DELIVERED_TLS, 2_500, "deliveries/s", ceiling=tls.name)]
 
     _, share = build_figures("deliver-tls", "postgresql", measured, [*_CEILINGS, tls], 1)
@@ -151,18 +151,33 @@ def test_what_is_missed_is_said() -> None:
     assert build_cell(figure) == "12.50 (missed: ≤ 10)"
 
 
-def test_roles_that_a_setup_has_not_are_left_empty() -> None:
+def test_what_one_delivery_costs_is_told_by_role() -> None:
     figures = [
-        build_figure("embedded", 1).model_copy(update={"cpu": {"serve": 0.75, "load": 0.2}}),
-        build_figure("jetstream", 1).model_copy(update={"cpu": {"worker": 0.5, "load": 0.1}}),
+        build_figure("embedded", 2_000).model_copy(update={"cpu": {"serve": 0.75, "load": 0.2, "others": 0.5}}),
+        build_figure("jetstream", 1_000).model_copy(update={"cpu": {"worker": 0.5, "postgresql": 0.25, "load": 0.1}}),
         build_figure("postgresql", 1),
     ]
 
-    assert build_cpu_lines(build_report(figures)) == [
-        ["shares of a core", "setup", "serve", "worker", "load"],
-        [DELIVERED, "embedded", "0.75", "", "0.20"],
-        [DELIVERED, "PostgreSQL + JetStream, api + worker", "", "0.50", "0.10"],
+    assert build_cost_lines(build_report(figures)) == [
+        [
+            "processor time for each, µs",
+            "setup",
+            "serve",
+            "worker",
+            "postgresql",
+            "load",
+            "others",
+            "Carehook and store",
+        ],
+        [DELIVERED, "embedded", "375", "", "", "100", "250", "375"],
+        [DELIVERED, "PostgreSQL + JetStream, api + worker", "", "500", "250", "100", "", "750"],
     ]
+
+
+def test_a_share_of_the_time_is_no_cost_where_nothing_is_counted() -> None:
+    latency = build_figure("embedded", 2.5).model_copy(update={"unit": "ms", "cpu": {"serve": 0.75}})
+
+    assert len(build_cost_lines(build_report([latency]))) == 1
 
 
 def test_bars_are_as_long_as_their_figures_say() -> None:

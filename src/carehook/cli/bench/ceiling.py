@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final, NamedTuple
 
 from carehook.cli.bench.bodies import BodySize, build_event
@@ -10,6 +11,13 @@ from carehook.cli.bench.processes import BenchmarkFailed
 from carehook.cli.bench.receiving import Receiver
 
 REQUESTS: Final = 20_000
+
+
+class Height(NamedTuple):
+    """Requests per second, and the seconds of a core that the client spent on each."""
+
+    rate: float
+    cpu: float
 
 
 class Ceiling(NamedTuple):
@@ -23,10 +31,12 @@ class Ceiling(NamedTuple):
         """What people call it: "2 KB, TLS"."""
         return f"{self.size}, TLS" if self.tls else str(self.size)
 
-    async def measure(self, receiver: Receiver, requests: int) -> float:
-        """Requests per second with 64 callers. Connections are opened before."""
+    async def measure(self, receiver: Receiver, requests: int) -> Height:
+        """What 64 callers reach. Connections are opened before."""
         await self._run(receiver, requests // 10 + 1)
-        return requests / await self._run(receiver, requests)
+        begun = time.process_time()
+        rate = requests / await self._run(receiver, requests)
+        return Height(rate, (time.process_time() - begun) / requests)
 
     async def _run(self, receiver: Receiver, requests: int) -> float:
         body, url = build_event(self.size), receiver.url("ceiling", tls=self.tls)

@@ -31,11 +31,15 @@ class Machine(BaseModel):
 
 
 class CeilingFigure(BaseModel):
-    """Requests per second of the HTTP client alone, before and after everything else."""
+    """Requests per second of the HTTP client alone, before and after everything else.
+
+    `cpu_us` is the processor time that it spent on each, in microseconds.
+    """
 
     name: str
     before: float
     after: float
+    cpu_us: float
 
     @property
     def value(self) -> float:

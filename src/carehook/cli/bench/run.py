@@ -17,7 +17,7 @@ from pyreqwest.exceptions import PyreqwestError
 
 from carehook import __version__
 from carehook.bootstrap import StartupError, open_carehook
-from carehook.cli.bench.ceiling import REQUESTS, Ceiling
+from carehook.cli.bench.ceiling import REQUESTS, Ceiling, Height
 from carehook.cli.bench.certificates import Certificates, make_certificates
 from carehook.cli.bench.load import build_client
 from carehook.cli.bench.machine import describe_machine
@@ -77,7 +77,7 @@ async def run_benchmark(plan: Plan, tell: Progress) -> Report:
             await run.measure(setup)
         tell("the ceiling again")
         after = await _measure_ceilings(plan.ceilings, receiver, plan.scale)
-    ceilings = [CeilingFigure(name=each.name, before=before[each], after=after[each]) for each in plan.ceilings]
+    ceilings = [_build_ceiling(each, before[each], after[each]) for each in plan.ceilings]
     figures = run.build_figures(ceilings)
     return Report(
         carehook=__version__,
@@ -158,9 +158,14 @@ class _Run:
             self.failures.append(Failure(scenario=scenario, setup=setup.name, reason=str(error)))
 
 
-async def _measure_ceilings(ceilings: Collection[Ceiling], receiver: Receiver, scale: float) -> dict[Ceiling, float]:
+async def _measure_ceilings(ceilings: Collection[Ceiling], receiver: Receiver, scale: float) -> dict[Ceiling, Height]:
     requests = max(200, round(REQUESTS * scale))
     return {ceiling: await ceiling.measure(receiver, requests) for ceiling in ceilings}
+
+
+def _build_ceiling(ceiling: Ceiling, before: Height, after: Height) -> CeilingFigure:
+    cpu = (before.cpu + after.cpu) / 2
+    return CeilingFigure(name=ceiling.name, before=before.rate, after=after.rate, cpu_us=cpu * 1e6)
 
 
 async def _describe_setup(setup: Setup, servers: Servers) -> SetupRun:

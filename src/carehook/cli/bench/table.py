@@ -6,10 +6,11 @@ import sys
 from typing import Final
 
 from carehook.cli.bench.report import Figure, Report, format_target, format_value
-from carehook.cli.bench.usage import LOAD, OTHERS
+from carehook.cli.bench.usage import LOAD, OTHERS, RECEIVER
 from carehook.cli.output import open_console, print_unbroken, say
 
-_ROLES: Final = ("serve", "api", "worker", "postgresql", "receiver", LOAD, OTHERS)
+_ROLES: Final = ("serve", "api", "worker", "postgresql", RECEIVER, LOAD, OTHERS)
+_SURROUNDINGS: Final = (RECEIVER, LOAD, OTHERS)
 
 
 def print_report(report: Report) -> None:
@@ -24,15 +25,18 @@ def print_report(report: Report) -> None:
     _print_lines(build_figure_lines(report))
     if any(figure.cpu for figure in report.figures):
         print()
-        _print_lines(build_cpu_lines(report))
+        _print_lines(build_cost_lines(report))
     for failure in report.failures:
         say(f"{failure.scenario} could not be measured on {failure.setup}: {failure.reason}")
 
 
 def build_ceiling_lines(report: Report) -> list[list[str]]:
     """The header and a line a ceiling, of cells."""
-    header = ["the HTTP client alone, requests/s", "before", "after"]
-    return [header, *([each.name, f"{each.before:,.0f}", f"{each.after:,.0f}"] for each in report.ceilings)]
+    header = ["the HTTP client alone, requests/s", "before", "after", "its processor time for each, µs"]
+    return [
+        header,
+        *([each.name, f"{each.before:,.0f}", f"{each.after:,.0f}", f"{each.cpu_us:.0f}"] for each in report.ceilings),
+    ]
 
 
 def build_figure_lines(report: Report) -> list[list[str]]:
@@ -46,16 +50,20 @@ def build_figure_lines(report: Report) -> list[list[str]]:
     return lines
 
 
-def build_cpu_lines(report: Report) -> list[list[str]]:
-    """The header and a line a figure whose processor time is known, of cells: each role's share of a core."""
-    known = [figure for figure in report.figures if figure.cpu]
+def build_cost_lines(report: Report) -> list[list[str]]:
+    """The header and a line a rate, of cells: microseconds of a core that each role spent on one delivery or event.
+
+    Where others are at work as well, rates fall; these hardly grow.
+    """
+    known = [figure for figure in report.figures if figure.cpu and figure.unit.endswith("/s")]
     roles = [role for role in _ROLES if any(role in (figure.cpu or ()) for figure in known)]
     titles = {setup.name: setup.title for setup in report.setups}
-    lines = [["shares of a core", "setup", *roles]]
+    lines = [["processor time for each, µs", "setup", *roles, "Carehook and store"]]
     for figure in known:
-        shares = figure.cpu or {}
-        cells = [f"{shares[role]:.2f}" if role in shares else "" for role in roles]
-        lines.append([figure.name, titles[figure.setup], *cells])
+        costs = {role: share / figure.value * 1e6 for role, share in (figure.cpu or {}).items()}
+        cells = [f"{costs[role]:,.0f}" if role in costs else "" for role in roles]
+        own = sum(cost for role, cost in costs.items() if role not in _SURROUNDINGS)
+        lines.append([figure.name, titles[figure.setup], *cells, f"{own:,.0f}"])
     return lines
 
 

@@ -15,6 +15,9 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 LOAD: Final = "load"
 """The process that makes the load."""
 
+RECEIVER: Final = "receiver"
+"""The process that receives."""
+
 OTHERS: Final = "others"
 """Whatever else ran on the machine, such as NATS, the kernel's own work, and strangers."""
 

@@ -10,7 +10,7 @@ from carehook.cli.bench.ceiling import Ceiling
 from carehook.cli.bench.measured import Measured
 from carehook.cli.bench.receiving import Receiver
 from carehook.cli.bench.report import SMALLEST_JUDGED
-from carehook.cli.bench.usage import CpuMeter
+from carehook.cli.bench.usage import RECEIVER, CpuMeter
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Bench:
 
     def meter(self) -> CpuMeter:
         """Measure from now on what each process takes of the processors."""
-        return CpuMeter({**self.carehook.processes, "receiver": self.receiver.pid})
+        return CpuMeter({**self.carehook.processes, RECEIVER: self.receiver.pid})
 
 
 @dataclass(frozen=True, slots=True)
