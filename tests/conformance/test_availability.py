@@ -102,7 +102,7 @@ async def test_a_server_that_goes_away_and_comes_back() -> None:
     with PostgresServer() as server:
         database = Database(parse_database_url(server.url()))
         await migrate(database)
-        ledger = LedgerSql(database, lambda: None)
+        ledger = LedgerSql(database, lambda _: None)
 
         async def ask_before_and_after_the_end() -> None:
             async with ledger.transaction() as tx:

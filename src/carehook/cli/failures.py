@@ -46,13 +46,12 @@ def describe_failure(error: Exception) -> tuple[ExitCode, str]:
     from carehook.config import InvalidSettings
     from carehook.events import InvalidEvent
     from carehook.keyring import KeyringError
-    from carehook.bootstrap import MoveRefused
     from carehook.ledger.port import LedgerUnavailable
     from carehook.refusals import Refusal
 
     if isinstance(error, InvalidSettings | StartupError | LedgerUnavailable | KeyringError):
         return ExitCode.CANNOT_START, f"Carehook cannot start: {build_sentence(str(error))}"
-    if isinstance(error, Refusal | InvalidEvent | CommandFailed | BenchmarkFailed | MoveRefused):
+    if isinstance(error, Refusal | InvalidEvent | CommandFailed | BenchmarkFailed):
         return ExitCode.FAILED, build_sentence(str(error))
     # Its words are a library's, which may repeat the data that it failed on.
     kind = f"{type(error).__module__}.{type(error).__qualname__}"

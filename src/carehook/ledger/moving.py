@@ -18,13 +18,14 @@ from carehook.ledger.occupancy import occupy
 from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.schema import check_schema, migrate
 from carehook.ledger.tables import installation, metadata
+from carehook.refusals import Conflict
 
 MOVED_FACT: Final = "moved"
 
 _ROWS_AT_ONCE: Final = 500
 
 
-class MoveRefused(Exception):
+class MoveRefused(Conflict):
     """A move that cannot be made; nothing has changed. The message is a sentence for people."""
 
 
