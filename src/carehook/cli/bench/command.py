@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import typer
 import uvloop
@@ -13,11 +13,13 @@ import uvloop
 from carehook.cli.bench.keeping import keep_report
 from carehook.cli.bench.run import Plan, run_benchmark
 from carehook.cli.bench.scenarios import SCENARIOS, backlog
-from carehook.cli.bench.setups import SETUPS, Servers, Setup
+from carehook.cli.bench.setups import SETUPS, Servers
 from carehook.cli.bench.table import print_report
 from carehook.cli.failures import CommandFailed
 from carehook.cli.output import print_json, say
 from carehook.config import load_settings
+
+Choice = TypeVar("Choice")
 
 _DESCRIPTIONS: Final = {
     **{each.name: each.description for each in SCENARIOS},
@@ -67,7 +69,7 @@ def build_plan(request: Request) -> Plan:
     servers = _find_servers(request)
     names = _choose(request.only, {name: name for name in _DESCRIPTIONS}, "--only")
     backlogs = backlog.choose_sizes(request.largest_backlog, request.scale) if backlog.NAME in names else ()
-    setups: list[Setup] = _choose(request.setups, {each.name: each for each in SETUPS}, "--on")
+    setups = _choose(request.setups, {each.name: each for each in SETUPS}, "--on")
     runnable = [setup for setup in setups if servers.can_run(setup)]
     if request.setups and len(runnable) < len(setups):
         raise typer.BadParameter("needs --database-url, and jetstream --queue-url as well.", param_hint="--on")
@@ -89,7 +91,7 @@ def _find_servers(request: Request) -> Servers:
     return Servers(database, settings.queue_url, request.workers)
 
 
-def _choose(names: Sequence[str] | None, choices: dict[str, Any], option: str) -> list[Any]:
+def _choose(names: Sequence[str] | None, choices: Mapping[str, Choice], option: str) -> list[Choice]:
     if not names:
         return list(choices.values())
     if unknown := [name for name in names if name not in choices]:

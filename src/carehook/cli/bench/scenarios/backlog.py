@@ -11,6 +11,7 @@ from carehook.application import Application
 from carehook.cli.bench.bodies import BodySize, build_batch
 from carehook.cli.bench.load import pick_percentile
 from carehook.cli.bench.measured import Measured, name_claim_ratio
+from carehook.cli.bench.processes import BenchmarkFailed
 from carehook.clock import utc_now
 from carehook.directory.endpoints import NewEndpoint
 from carehook.directory.organizations import NewOrganization
@@ -85,7 +86,10 @@ async def _load(carehook: Application, organization_id: str, deliveries: int) ->
 async def _claim(carehook: Application) -> Sequence[ClaimedDelivery]:
     # As a worker does that knows nothing: it surveys the whole store.
     carehook.queue.wake()
-    return await carehook.queue.claim(_CLAIM, room=lambda _: _ROOM, now=utc_now(), lease=_LEASE)
+    claimed = await carehook.queue.claim(_CLAIM, room=lambda _: _ROOM, now=utc_now(), lease=_LEASE)
+    if len(claimed) < _CLAIM:
+        raise BenchmarkFailed(f"A claim of {_CLAIM} got {len(claimed)} though more are due.")
+    return claimed
 
 
 async def _claim_alone(carehook: Application) -> float:
