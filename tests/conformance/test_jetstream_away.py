@@ -41,6 +41,8 @@ async def test_without_nats_workers_ask_the_database_and_listen_again_when_it_is
         await start_listening(worker)
         with capture_logs() as logs:
             own_server.kill()
+            await until_logged(logs, "jetstream_lost", 2)
+            assert await claim(worker) == []
             [delivery_id] = await api.publish("ep_1")
             async with asyncio.timeout(IN_TIME):
                 while not (claimed := await claim(worker)):
