@@ -21,7 +21,7 @@ from carehook.ledger.database import Database
 from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.sessions import end
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration, the schema that this code works with."""
 
 _TOO_OLD = "does not have this version's schema: run `carehook migrate`"
