@@ -79,12 +79,12 @@ class Api:
         self.url = url
         self.token = token
 
-    def is_ready(self) -> bool:
-        """Whether it runs and says that it can work."""
+    def get_readiness(self) -> int | None:
+        """The status by which it says whether it can work; None where it says nothing."""
         try:
-            return requests.get(f"{self.url}/readyz", timeout=_TIMEOUT).status_code == 200
+            return requests.get(f"{self.url}/readyz", timeout=_TIMEOUT).status_code
         except requests.RequestException:
-            return False
+            return None
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """What it answers. Raises `requests.RequestException` where that is no success."""

@@ -148,7 +148,7 @@ class Site:
                 self.queue.start()
             for process in self.processes:
                 process.start()
-            return self.api.is_ready()
+            return self.api.get_readiness() == 200
 
         wait_until(is_ready, "readiness")
 

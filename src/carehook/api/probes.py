@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import asyncio
+from typing import Final, Literal
 
 import orjson
 import structlog
@@ -20,6 +21,11 @@ from carehook.ledger.port import LedgerUnavailable
 
 router = build_router(PublicRoute, "Operation")
 document = build_router(PublicRoute, "Operation")
+
+_STORE_SECONDS: Final = 5.0
+"""How long the store may take before a probe says that it does not answer: where a link is cut, nothing else would."""
+
+_PROBE_ERRORS: Final[tuple[type[Exception], ...]] = (*STORE_ERRORS, TimeoutError)
 
 _log = structlog.get_logger("carehook.api")
 
@@ -49,8 +55,9 @@ async def get_readiness(request: Request, carehook: Carehook) -> Ready | Respons
     if request.app.state.is_draining():
         return _build_not_ready("process", "is shutting down")
     try:
-        await carehook.ledger.check()
-    except STORE_ERRORS as error:
+        async with asyncio.timeout(_STORE_SECONDS):
+            await carehook.ledger.check()
+    except _PROBE_ERRORS as error:
         _log.error("not_ready", part="store", error=type(error).__name__, **describe_reason(error))
         return _build_not_ready("store", error.rule if isinstance(error, LedgerUnavailable) else "does not answer")
     return Ready(status="ready", without=carehook.queue.find_missing())
@@ -74,8 +81,9 @@ async def head_readiness(request: Request, carehook: Carehook) -> Response:
 async def get_metrics(carehook: Carehook) -> Response:
     """Show what Prometheus scrapes. While the store is away, that is all but the backlog, and `carehook_store_up` 0."""
     try:
-        backlog = await carehook.insights.backlog()
-    except STORE_ERRORS as error:
+        async with asyncio.timeout(_STORE_SECONDS):
+            backlog = await carehook.insights.backlog()
+    except _PROBE_ERRORS as error:
         _log.error("backlog_unknown", error=type(error).__name__, **describe_reason(error))
         backlog = None
     return Response(carehook.metrics.render(backlog, carehook.clock()), headers={"content-type": CONTENT_TYPE_LATEST})
