@@ -25,6 +25,9 @@ document = build_router(PublicRoute, "Operation")
 _STORE_SECONDS: Final = 5.0
 """How long the store may take before a probe says that it does not answer: where a link is cut, nothing else would."""
 
+_BACKLOG_SECONDS: Final = 9.0
+"""How long counting the backlog may take: Prometheus waits for 10 seconds unless it is told otherwise."""
+
 _PROBE_ERRORS: Final[tuple[type[Exception], ...]] = (*STORE_ERRORS, TimeoutError)
 
 _log = structlog.get_logger("carehook.api")
@@ -81,7 +84,7 @@ async def head_readiness(request: Request, carehook: Carehook) -> Response:
 async def get_metrics(carehook: Carehook) -> Response:
     """Show what Prometheus scrapes. While the store is away, that is all but the backlog, and `carehook_store_up` 0."""
     try:
-        async with asyncio.timeout(_STORE_SECONDS):
+        async with asyncio.timeout(_BACKLOG_SECONDS):
             backlog = await carehook.insights.backlog()
     except _PROBE_ERRORS as error:
         _log.error("backlog_unknown", error=type(error).__name__, **describe_reason(error))
