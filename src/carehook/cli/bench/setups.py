@@ -118,9 +118,11 @@ def build_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def _list_processes(setup: Setup, workers: int) -> list[tuple[str, list[str]]]:
+    # Should this process be killed, those that can end by themselves.
+    orphaned = "--until-stdin-closes"
     if not setup.is_apart:
-        return [("serve", ["serve", "--json"])]
-    return [("api", ["api", "--json"]), ("worker", ["worker", "--processes", str(workers)])]
+        return [("serve", ["serve", "--json", orphaned])]
+    return [("api", ["api", "--json"]), ("worker", ["worker", "--processes", str(workers), orphaned])]
 
 
 async def _find_database(setup: Setup, servers: Servers) -> dict[str, int]:

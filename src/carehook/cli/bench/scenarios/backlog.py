@@ -31,7 +31,8 @@ _ENDPOINTS: Final = 100
 _EVENTS_AT_ONCE: Final = 50
 _CLAIM: Final = 500
 _ROOM: Final = 64
-_ROUNDS: Final = 9
+_CLAIMS: Final = 25
+_TURNS: Final = 9
 _LEASE: Final = timedelta(minutes=10)
 
 
@@ -59,8 +60,8 @@ async def measure_backlogs(
         due += await _load(carehook, organization.id, size - due)
         measured.append(Measured(f"loading a backlog up to {size:,}", loaded / (time.perf_counter() - begun), "rows/s"))
         await settle()
-        claims[size] = pick_percentile([await _claim_alone(carehook) for _ in range(_ROUNDS)], 0.5)
-        turns = [await _claim_and_finish(carehook) for _ in range(_ROUNDS)]
+        claims[size] = pick_percentile([await _claim_alone(carehook) for _ in range(_CLAIMS)], 0.5)
+        turns = [await _claim_and_finish(carehook) for _ in range(_TURNS)]
         due -= sum(count for _, count in turns)
         both = pick_percentile([taken for taken, _ in turns], 0.5)
         measured += [
