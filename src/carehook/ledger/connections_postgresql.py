@@ -162,5 +162,10 @@ def _is_the_stores_fault(error: Exception) -> bool:
 
 
 def take_columns(rows: Sequence[Sequence[Any]], width: int) -> Sequence[Sequence[Any]]:
-    """The columns of rows of `width` values, as the arrays that a statement unnests."""
-    return list(zip(*rows, strict=True)) or [()] * width
+    """The columns of rows of `width` values, as the arrays that a statement unnests together.
+
+    A column without any value is left empty, and `unnest` fills it up: the driver takes its time over each None.
+    """
+    if not rows:
+        return [()] * width
+    return [() if column.count(None) == len(column) else column for column in zip(*rows, strict=True)]
