@@ -10,6 +10,7 @@ from ipaddress import ip_network
 import pytest
 from pyreqwest.client import Client, ClientBuilder
 
+from carehook.dispatch import clients as clients_module
 from carehook.dispatch.addresses import AddressRules
 from carehook.dispatch.clients import Clients, Pin, choose_pins
 from carehook.dispatch.sender import GuardedSender
@@ -22,13 +23,16 @@ class Builder:
 
     def __init__(self) -> None:
         self.built: list[list[Pin]] = []
+        self.pins_of: dict[Client, list[Pin]] = {}
         self.fails = False
 
     def __call__(self, pins: Collection[Pin]) -> Client:
         self.built.append(list(pins))
         if self.fails:
             raise ValueError("no client today")
-        return ClientBuilder().no_proxy().build()
+        client = ClientBuilder().no_proxy().build()
+        self.pins_of[client] = self.built[-1]
+        return client
 
 
 def make_pins(count: int, first: int = 0) -> list[Pin]:
@@ -50,6 +54,18 @@ async def test_names_that_are_asked_for_at_once_share_a_client(builder: Builder)
     made = await make_all(clients, pins)
     assert len(builder.built) <= 2
     assert [clients.find(pin) for pin in pins] == made
+    await clients.close()
+
+
+async def test_nobody_gets_a_client_without_its_pin_however_many_ask(
+    builder: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients_module, "NAMES_AT_MOST", 10)
+    clients = Clients(builder, limit=10)
+    pins = make_pins(35)
+    made = dict(zip(pins, await make_all(clients, pins), strict=True))
+    assert all(len(built) <= 10 for built in builder.built)
+    assert all(pin in builder.pins_of[made[pin]] for pin in pins)
     await clients.close()
 
 

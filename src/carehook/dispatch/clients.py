@@ -93,7 +93,7 @@ class Clients:
             self._builder = None
 
     async def _build_next(self) -> None:
-        wanted = choose_pins(self._wanted)
+        wanted = choose_pins(self._wanted)[:NAMES_AT_MOST]
         old = list(self._groups)[: max(1, self._limit // 2)] if len(self._groups) >= self._limit else []
         moved = [pin for group in reversed(old) for pin in group.pins if self._group_of.get(pin) is group]
         pins = choose_pins([*wanted, *moved])[:NAMES_AT_MOST]
