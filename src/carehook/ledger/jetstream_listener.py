@@ -26,6 +26,8 @@ SWEEP_SECONDS: Final = 2.0
 HOLD_SECONDS: Final = 0.1
 """After this, what was heard and not claimed is for other workers."""
 
+_PAUSE_SECONDS: Final = 1.0
+
 _log = structlog.get_logger("carehook.queue")
 
 
@@ -83,6 +85,11 @@ class Listener:
                 # The link knows, and has another soon.
                 self._held.clear()
                 await asyncio.sleep(0)
+            except Exception:
+                # Whatever was held comes again; who no longer listens would be missed by nobody.
+                _log.exception("announcements_not_heard")
+                self._held.clear()
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _take(self, session: Session, messages: Sequence[Msg]) -> None:
         orders = [each for each in messages if each.subject == self._stream.sweep]
