@@ -6,8 +6,10 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from carehook.ledger.jetstream_stream import Stream
+from carehook.ledger.queue_sql import QueueSql
 from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
 from tests.conformance.jetstream import (
     Cluster,
@@ -15,6 +17,7 @@ from tests.conformance.jetstream import (
     claim_all,
     start_listening,
     until_delivered,
+    until_logged,
     utc_now,
     work,
 )
@@ -172,6 +175,23 @@ async def test_what_a_process_did_not_live_to_announce_is_found_by_a_sweep(clust
     # As an API that was killed after its commit: it told nobody.
     silent = await Store.open(cluster.database_url, cluster.opened)
     [delivery_id] = await silent.publish("ep_1")
+    assert [each.id for each in await claim_all(worker, 1)] == [delivery_id]
+
+
+async def test_a_sweep_that_fails_stops_nobody_from_listening(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, worker = await cluster.join(), await cluster.join()
+    await api.add_endpoints("ep_1")
+
+    async def fail(_: QueueSql) -> None:
+        raise RuntimeError("a bug")
+
+    with capture_logs() as logs:
+        await start_listening(worker)
+        monkeypatch.setattr(QueueSql, "survey", fail)
+        await until_logged(logs, "announcements_not_heard", 1)
+    [delivery_id] = await api.publish("ep_1")
     assert [each.id for each in await claim_all(worker, 1)] == [delivery_id]
 
 
