@@ -125,7 +125,7 @@ def jump_back(site: Site) -> None:
 
 def unplug_a_host(site: Site) -> None:
     """A host's link is down: who sends there is told that it cannot be reached."""
-    host = site.chance.choice(site.hosts)
+    host = site.chance.choice([*site.hosts.values()])
     host.set_plugged(False)
     site.wait_a_while(site.longest_cut)
     host.set_plugged(True)
@@ -133,7 +133,7 @@ def unplug_a_host(site: Site) -> None:
 
 def swallow_what_goes_to_a_host(site: Site) -> None:
     """What is sent to a host is lost, silently; what it sends arrives."""
-    host = site.chance.choice(site.hosts)
+    host = site.chance.choice([*site.hosts.values()])
     host.set_swallowing(True)
     site.wait_a_while(site.longest_cut)
     host.set_swallowing(False)

@@ -72,7 +72,6 @@ class Site:
         network: Network | None = None,
         lease: float = SHORT_LEASE,
         longest_cut: float = 3.0,
-        workers: int | None = None,
         receivers: Sequence[Callable[[Host], FailingReceiver]] = RECEIVERS,
     ) -> None:
         self.size = size
@@ -80,7 +79,7 @@ class Site:
         self.lease = lease
         self.longest_cut = longest_cut
         self.network = network
-        self.hosts: list[NamespacedHost] = []
+        self.hosts: dict[str, NamespacedHost] = {}
         self.disk: Disk | None = None
         self.database: PostgresServer | None = None
         self.database_has_crashed = False
@@ -89,7 +88,7 @@ class Site:
         self._folder = folder
         self._home = folder / "home"
         # The embedded size is one process that does it all.
-        self._worker_count = (0 if size is Size.EMBEDDED else 2) if workers is None else workers
+        self._worker_count = 0 if size is Size.EMBEDDED else 2
         self._receivers = receivers
         self._stack = ExitStack()
         self._ahead = 0.0
@@ -98,7 +97,7 @@ class Site:
         with ExitStack() as stack:
             self.host = self._add_host("carehook")
             self._environment = {**self._build_environment(), **self._open_store(stack)}
-            self._migrate()
+            self._run("migrate")
             token = self._run("token", "create", "--role", "operator").splitlines()[-1]
             self.api = Api(f"http://127.0.0.1:{self.host.reach(self._port)}", token)
             self.front = self._add_process(stack, "serve" if self.size is Size.EMBEDDED else "api")
@@ -205,7 +204,7 @@ class Site:
         if self.network is None:
             return THIS_MACHINE
         host = self.network.add_host(name)
-        self.hosts.append(host)
+        self.hosts[name] = host
         return host
 
     def _build_environment(self) -> dict[str, str]:
@@ -242,9 +241,6 @@ class Site:
     def _add_disk(self, host: Host, path: Path, user: int, group: int) -> None:
         if isinstance(host, NamespacedHost):
             self.disk = host.add_disk(path, _DISK, user, group)
-
-    def _migrate(self) -> None:
-        self._run("migrate")
 
     def _run(self, *arguments: str) -> str:
         call = self._build_call(*arguments)
