@@ -67,15 +67,16 @@ class Network:
 
     def ask(self, *command: object) -> tuple[Any, list[int]]:
         """What the router answers a command with, and descriptors. Raises RuntimeError where it could not do it."""
-        with self._lock:
+        message, descriptors = b"", list[int]()
+        with self._lock, contextlib.suppress(OSError):
             self._control.send(json.dumps(command).encode())
             message, descriptors, _, _ = socket.recv_fds(self._control, 65536, 1)
         if not message:
-            raise RuntimeError("the router has ended: may this account make namespaces?")
+            raise RuntimeError("the router has ended: does the kernel let this account make namespaces?")
         answer = json.loads(message)
         if "error" in answer:
             raise RuntimeError(answer["error"])
-        return answer["result"], list(descriptors)
+        return answer["result"], descriptors
 
 
 class NamespacedHost(Host):
