@@ -19,7 +19,6 @@ def test_processes_that_are_killed_lose_nothing_that_was_accepted(tmp_path: Path
             site.suffer(kill_the_api, kill_a_worker, kill_all_at_once, kill_a_worker)
         account = site.settle(callers)
     assert account.holds(), account
-    assert callers.unavailable == 0
     # Or no kill met anything, and this has proved nothing.
     assert callers.repeated > 0
     assert account.interrupted > 0
