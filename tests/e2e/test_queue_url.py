@@ -18,6 +18,7 @@ from trustme import CA
 from carehook.bootstrap import StartupError, open_carehook
 from carehook.config import Settings
 from carehook.events import CATALOGUE
+from carehook.ledger import jetstream_link
 from carehook.ledger.jetstream_stream import Stream
 from tests.receivers import RecordingReceiver
 from tests.servers.installation import Installation, eventually
@@ -216,7 +217,9 @@ async def test_a_consumer_of_that_name_with_other_settings(tmp_path: Path, nats_
     assert f"nats consumer rm {stream.name} workers" in said
 
 
-async def test_on_a_cluster_the_stream_has_three_replicas_and_no_fewer(tmp_path: Path) -> None:
+async def test_on_a_cluster_the_stream_has_three_replicas_and_no_fewer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with NatsServers(3) as servers:
         name = await find_stream(tmp_path / "first")
         await open_and_close(set_queue(build_settings(tmp_path / "first"), servers.url))
@@ -228,6 +231,10 @@ async def test_on_a_cluster_the_stream_has_three_replicas_and_no_fewer(tmp_path:
         other = Stream((await find_stream(tmp_path / "second")).removeprefix("carehook-"))
         await add_stream(servers, other.build_config(1))
         assert "it has 1 replicas, not 3" in await refuse(tmp_path / "second", servers.url)
+
+        monkeypatch.setattr(jetstream_link, "FIRST_PATIENCE", 0)
+        servers.kill(1, 2)
+        assert "more than half of the cluster's servers must run" in await refuse(tmp_path / "third", servers.url)
 
 
 # ------------------------------------------------------------------------------------ the command line

@@ -17,7 +17,7 @@ from carehook.ledger.jetstream_session import Session
 from carehook.ledger.jetstream_stream import StreamNotReady, StreamUnusable
 
 _PAUSE_SECONDS: Final = 0.5
-_FIRST_PATIENCE: Final = 15.0
+FIRST_PATIENCE: Final = 15.0
 """Seconds for which a cluster that has just started may take to choose its leaders."""
 
 _log = structlog.get_logger("carehook.queue")
@@ -49,7 +49,7 @@ class Link:
 
     async def open(self, on_change: OnChange) -> None:
         """Open the first session. `on_change` is told of that and of each change. Raises `JetStreamUnavailable`."""
-        deadline = time.monotonic() + _FIRST_PATIENCE
+        deadline = time.monotonic() + FIRST_PATIENCE
         while self._session is None:
             try:
                 self._enter(await self._open_session())

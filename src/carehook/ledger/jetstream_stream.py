@@ -39,6 +39,7 @@ CONSUMER: Final = "workers"
 ACK_SECONDS: Final = 30
 """After this, what a worker took and did not acknowledge is given to another."""
 
+_MAJORITY: Final = "more than half of the cluster's servers must run, with JetStream"
 _NO_SUITABLE_PEERS: Final = frozenset({10005, 10074})
 _NOT_ENABLED: Final = frozenset({10035, 10039, 10076})
 
@@ -136,7 +137,8 @@ async def prepare(jetstream: JetStreamContext, stream: Stream, *, clustered: boo
     except APIError as error:
         raise _explain(error, stream, clustered=clustered) from None
     except TimeoutError:
-        raise StreamNotReady(f"JetStream does not answer about the stream {stream.name}") from None
+        advice = f": {_MAJORITY}" if clustered else ""
+        raise StreamNotReady(f"JetStream does not answer about the stream {stream.name}{advice}") from None
 
 
 async def _find_or_add(jetstream: JetStreamContext, wanted: StreamConfig) -> StreamInfo:
@@ -192,7 +194,7 @@ def _explain(error: APIError, stream: Stream, *, clustered: bool) -> StreamUnusa
             "the NATS server has no JetStream, or none for this user: start it with JetStream (nats-server -js)"
         )
     if isinstance(error, ServiceUnavailableError):
-        return StreamNotReady(f"JetStream is not available now: {error.description or 'the cluster has no leader'}")
+        return StreamNotReady(f"JetStream is not available now: {_MAJORITY}")
     return StreamUnusable(f"JetStream refuses the stream {stream.name}: {error.description}")
 
 
