@@ -23,6 +23,9 @@ _LONGEST_PAYLOAD: Final = 7900
 _MOST_NAMED: Final = 1000
 """With more endpoints than this, the others are told that it may be any."""
 
+_PAUSE: Final = 0.002
+"""Seconds between notifications: each is a transaction, and a busy publisher would send thousands."""
+
 _CONNECT_AGAIN_AFTER: Final = 1.0
 _CHECK_EVERY: Final = 20.0
 _CHECK_TIMEOUT: Final = 10.0
@@ -70,6 +73,7 @@ class Notifications:
                 self._untold = set()
                 # It need not reach the disk: who would hear of it must survey after a crash anyway.
                 await self._connections.fetch(_NOTIFY, CHANNEL, payloads, durable=False)
+                await asyncio.sleep(_PAUSE)
         except LedgerUnavailable:
             # Whoever stores or claims next will say so.
             self._untold.clear()
