@@ -186,7 +186,7 @@ async def test_an_endpoint_whose_network_is_allowed_no_more_is_not_contacted(
     assert receiver.connections == 0
 
 
-async def test_a_delivery_whose_secrets_do_not_open_fails_alone_and_says_why(platform: Platform) -> None:
+async def test_an_endpoint_whose_secrets_do_not_open_is_disabled_and_says_why(platform: Platform) -> None:
     with RecordingReceiver() as receiver, RecordingReceiver() as healthy:
         damaged = (await platform.register(receiver)).endpoint
         sound = (await platform.register(healthy)).endpoint
@@ -194,13 +194,22 @@ async def test_a_delivery_whose_secrets_do_not_open_fails_alone_and_says_why(pla
             await transaction.endpoints.update(dataclasses.replace(damaged, sealed_secrets=b"\x01 not what was sealed"))
         await platform.publish(10)
         await platform.wait_for(DeliveryState.SUCCEEDED, 10, sound.id)
+        await platform.wait_for(DeliveryState.HELD, 10, damaged.id)
         deliveries = await platform.list_deliveries(damaged.id)
-    for delivery in deliveries:
-        (attempt,) = delivery.attempts
-        assert (delivery.state, attempt.outcome) == (DeliveryState.PENDING, AttemptOutcome.INTERRUPTED)
-        assert attempt.reason is not None
-        assert attempt.reason.startswith("the endpoint's secrets cannot be used: ")
-    assert (len(receiver.requests), len(healthy.requests)) == (0, 10)
+        shown = await platform.application.insights.endpoint(damaged.id)
+        # Once it is mended, what was held goes on.
+        async with platform.application.ledger.transaction() as transaction:
+            await transaction.endpoints.update(dataclasses.replace(damaged, status=EndpointStatus.DISABLED))
+        await platform.application.endpoints.resume(damaged.id)
+        await platform.wait_for(DeliveryState.SUCCEEDED, 10, damaged.id)
+    assert shown.status is EndpointStatus.DISABLED
+    assert (shown.status_reason or "").startswith("its secrets cannot be used: A stored secret ")
+    attempts = [attempt for delivery in deliveries for attempt in delivery.attempts]
+    assert attempts
+    for attempt in attempts:
+        assert attempt.outcome is AttemptOutcome.INTERRUPTED
+        assert (attempt.reason or "").startswith("the endpoint's secrets cannot be used: ")
+    assert (len(receiver.requests), len(healthy.requests)) == (10, 10)
 
 
 # Receivers that break the rules, all at once, beside one that does not.

@@ -1,9 +1,9 @@
 """The story of one delivery: build the request, send it, decide what follows.
 
 No transaction is open here, and nothing here raises: a bug of ours becomes an interrupted attempt, which costs the
-receiver no retry and its neighbours nothing. An attempt ends within `ATTEMPT_LIMIT`, however many requests its
-authentication makes of it, so that its result comes before its lease is over; the sender's own time limit, for one
-request, is shorter.
+receiver no retry and its neighbours nothing. An endpoint whose secrets do not open is disabled with the reason. An
+attempt ends within `ATTEMPT_LIMIT`, however many requests its authentication makes of it, so that its result comes
+before its lease is over; the sender's own time limit, for one request, is shorter.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -60,15 +61,21 @@ class Deliverer:
     async def deliver_one(self, delivery: ClaimedDelivery, started_at: datetime) -> FinishedAttempt:
         """Attempt a claimed delivery now, at `started_at`: one exchange and what follows from it."""
         begun = time.perf_counter()
+        disable_reason = None
         try:
             credentials = self._credentials.get(delivery.endpoint)
             outcome = await self._exchange(build_request(delivery, credentials, started_at), credentials)
         except KeyringError as error:
+            # Time does not mend this: its deliveries are held until somebody has looked at it.
+            disable_reason = f"its secrets cannot be used: {str(error).rstrip('.')}"
             outcome = Interrupted(f"the endpoint's secrets cannot be used: {error}")
         except Exception as error:
             _log.exception("attempt_failed_in_carehook", delivery_id=delivery.id)
             outcome = Interrupted(f"Carehook failed before the outcome was known ({type(error).__name__})")
-        return self._conclude(delivery, outcome, started_at, time.perf_counter() - begun)
+        finished = self._conclude(delivery, outcome, started_at, time.perf_counter() - begun)
+        if disable_reason is None:
+            return finished
+        return replace(finished, due_at=started_at, disable_reason=disable_reason)
 
     def interrupt(self, delivery: ClaimedDelivery, started_at: datetime) -> FinishedAttempt:
         """What is recorded of an attempt that we stopped."""
