@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     retry_schedule: Annotated[tuple[float, ...], NoDecode] = Field(
         DEFAULT_RETRY_SCHEDULE, min_length=1, description="Seconds before each retry, each ±20 %."
     )
-    concurrency: int = Field(512, ge=1, le=10_000, description="Requests in flight at most, for a worker.")
+    concurrency: int = Field(1024, ge=1, le=10_000, description="Requests in flight at most, for a worker.")
     endpoint_concurrency: int = Field(
         64, ge=1, le=1_000, description="Requests in flight at most to one endpoint, for a worker."
     )

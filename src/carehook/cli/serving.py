@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -100,7 +101,15 @@ async def _run(
             start(_work(carehook, None if parts.api else server))
             start(_stop_with(draining, carehook))
         _spare_the_collector()
+        _open_as_many_files_as_allowed()
         await _announce(carehook, parts, listener, as_json=as_json)
+
+
+def _open_as_many_files_as_allowed() -> None:
+    """Raise the limit of open files to the highest that this process may have: each request in flight is a socket."""
+    _, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
 
 
 def _spare_the_collector() -> None:

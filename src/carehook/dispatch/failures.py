@@ -56,9 +56,16 @@ def describe_failure(error: Exception, *, timeout: float, connect_timeout: float
         return Unreachable(f"no connection within {connect_timeout:g} s")
     if isinstance(error, TimeoutError):
         return Unreachable(f"no complete response within {timeout:g} s")
+    if isinstance(error, RequestError) and _is_out_of_files(error):
+        return Interrupted("Carehook has too many files open: raise its limit (ulimit -n)")
     if isinstance(error, RequestError) and not isinstance(error, RequestPanicError | BuilderError):
         return Unreachable(_find_reason(error))
     return Interrupted(f"Carehook failed before the outcome was known ({type(error).__name__})")
+
+
+def _is_out_of_files(error: RequestError) -> bool:
+    """Whether a socket could not be opened for lack of descriptors (EMFILE, ENFILE): not the receiver's doing."""
+    return any(cause.startswith("Too many open files") for cause in _list_causes(error))
 
 
 def match_unsent(error: DetailedPyreqwestError) -> bool:
