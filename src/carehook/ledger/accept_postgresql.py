@@ -62,6 +62,13 @@ WITH unchanged AS (
     SELECT unchanged.count = cardinality($1) AS is_unchanged,
            unchanged.count = cardinality($1) AND NOT EXISTS (SELECT FROM answered) AS is_permitted
     FROM (SELECT count(*) FROM unchanged) AS unchanged
+), new_answers AS (
+    -- Named first, this is done last, as everyone does it: after the lanes.
+    INSERT INTO idempotency_keys (organization_id, key, fingerprint, answer, created_at)
+    SELECT organization_id, key, fingerprint, answer::json, $28
+    FROM unnest($22::text[], $23::text[], $24::text[], $25::text[])
+        AS given (organization_id, key, fingerprint, answer)
+    WHERE (SELECT is_permitted FROM permitted)
 ), new_events AS (
     INSERT INTO events (id, organization_id, type, occurred_on, body, is_test, created_at, patient_key)
     SELECT *
@@ -85,12 +92,6 @@ WITH unchanged AS (
                 $18::text[], $19::bigint[])
         AS given (id, event_id, endpoint_id, organization_id, event_type, state, created_at, order_key, place)
     LEFT JOIN lanes_in_order ON order_key IS NOT NULL AND lanes_in_order.endpoint_id = given.endpoint_id
-    WHERE (SELECT is_permitted FROM permitted)
-), new_answers AS (
-    INSERT INTO idempotency_keys (organization_id, key, fingerprint, answer, created_at)
-    SELECT organization_id, key, fingerprint, answer::json, $28
-    FROM unnest($22::text[], $23::text[], $24::text[], $25::text[])
-        AS given (organization_id, key, fingerprint, answer)
     WHERE (SELECT is_permitted FROM permitted)
 )
 SELECT is_unchanged, organization_id, key, fingerprint, answer::text

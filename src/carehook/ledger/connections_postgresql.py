@@ -32,6 +32,8 @@ DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.I
 
 _SETTINGS: Final = {
     "application_name": "carehook",
+    # So that a row that was waited for is read as it was left, whatever the server's default is.
+    "default_transaction_isolation": "read committed",
     # Each statement goes from its arguments by index to the rows they name. Whatever the statistics say of tables that
     # were empty a minute ago and hold millions now, no other plan is as good, and none needs to be made anew.
     "plan_cache_mode": "force_generic_plan",

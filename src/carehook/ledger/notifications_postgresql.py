@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final
 
-from carehook.ledger.connections_postgresql import DRIVER_ERRORS, Connections, close_connection
+from carehook.ledger.connections_postgresql import DRIVER_ERRORS, Connections, StatementError, close_connection
 from carehook.ledger.port import LedgerUnavailable
 
 CHANNEL: Final = "carehook_due"
@@ -74,8 +74,9 @@ class Notifications:
                 # It need not reach the disk: who would hear of it must survey after a crash anyway.
                 await self._connections.fetch(_NOTIFY, CHANNEL, payloads, durable=False)
                 await asyncio.sleep(_PAUSE)
-        except LedgerUnavailable:
-            # Whoever stores or claims next will say so.
+        except (LedgerUnavailable, StatementError):
+            # Whoever stores or claims next will say that the store is away; that nobody reads PostgreSQL's queue of
+            # notifications is no reason to fail.
             self._untold.clear()
         finally:
             self._telling = None
