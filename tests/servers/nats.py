@@ -205,10 +205,6 @@ class NatsServers:
         """Start what does not run, while the event loop goes on."""
         await asyncio.to_thread(self.start)
 
-    def find_node(self, name: str) -> int:
-        """The number of the server that calls itself so."""
-        return [node.name for node in self._nodes].index(name)
-
     def _end(self, numbers: tuple[int, ...], how: signal.Signals) -> None:
         for number in numbers or range(self._count):
             self._nodes[number].end(how)

@@ -16,6 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
+from nats.js.api import PubAck
 
 from carehook.ledger.jetstream_servers import (
     CLIENT_ERRORS,
@@ -134,8 +135,8 @@ class Session:
         except CLIENT_ERRORS as error:
             raise self._fail(f"the stream {describe_error(error)}") from None
 
-    async def _publish(self, each: Announcement) -> asyncio.Future[object]:
-        return await self._jetstream.publish_async(each.subject, each.payload, headers=each.headers)  # type: ignore[return-value]
+    async def _publish(self, each: Announcement) -> asyncio.Future[PubAck]:
+        return await self._jetstream.publish_async(each.subject, each.payload, headers=each.headers)
 
     async def fetch(self) -> Sequence[Msg]:
         """Messages for a worker, at least one, as soon as there is one. Raises `SessionOver`."""
