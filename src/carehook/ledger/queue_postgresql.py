@@ -134,7 +134,7 @@ class QueuePostgresql(QueueSql):
         failing |= {each.endpoint_id for each in counted if each.blames_endpoint}
         to_disable = await self._follow(
             [each for each in counted if each.endpoint_id in failing],
-            [(row["id"], row["due_at"]) for row in rows if row["is_ordered"]],
+            [(row["id"], row["due_at"]) for row in rows if row["moves_others"]],
             now,
         )
         return Recorded([_take_out(left, each) for each in finished], to_disable)

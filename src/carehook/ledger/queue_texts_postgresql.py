@@ -108,14 +108,24 @@ WITH found AS (
         last_attempt_at = started_at
     FROM found
     WHERE deliveries.id = found.id
-    RETURNING found.*, deliveries.due_at
+    RETURNING found.*, deliveries.due_at, endpoint_id, order_key, position
 ), recorded AS (
     INSERT INTO attempts (delivery_id, number, id, started_at, duration, outcome, status_code, reason, sealed_excerpt)
     SELECT id, number, attempt_id, started_at, duration, outcome, status_code, reason, sealed_excerpt
     FROM moved
 )
 -- With the endpoints whose lanes know of failures, which a success would end.
-SELECT id, lease_token, due_at, is_ordered,
+SELECT id, lease_token, due_at,
+       -- Those behind it in an order wait as well, or the next of them was put off and need not wait any more.
+       is_ordered AND (due_at IS NOT NULL OR (
+           SELECT follower.failure_count = 0 AND follower.due_at > follower.created_at
+           FROM deliveries AS follower
+           WHERE follower.endpoint_id = moved.endpoint_id AND follower.order_key = moved.order_key
+               AND follower.position > moved.position AND follower.order_key IS NOT NULL
+               AND (follower.state = 'pending' OR follower.state = 'held' OR follower.lease_until IS NOT NULL)
+           ORDER BY follower.position
+           LIMIT 1
+       )) AS moves_others,
        ARRAY(SELECT endpoint_id FROM lanes WHERE endpoint_id = ANY ($14::text[]) AND failure_streak > 0) AS failing
 FROM moved
 """  # noqa: S608 (of our own tables alone)
