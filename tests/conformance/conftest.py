@@ -84,6 +84,20 @@ async def store(open_store: Callable[[contextlib.AsyncExitStack], Awaitable[Stor
         yield await open_store(opened)
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def sql_url(request: pytest.FixtureRequest) -> str:
+    """A fresh, migrated database of each kind."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture
+async def sql_store(sql_url: str) -> AsyncIterator[Store]:
+    """The same without JetStream, by which processes hear more than these tests tell them."""
+    async with contextlib.AsyncExitStack() as opened:
+        yield await Store.open(sql_url, opened)
+
+
 @pytest.fixture
 async def postgresql_store(postgresql_url: str) -> AsyncIterator[Store]:
     """The same on PostgreSQL alone, for what SQLite's single writer rules out."""

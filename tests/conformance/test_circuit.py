@@ -343,7 +343,8 @@ async def test_what_is_accepted_after_it_was_disabled_is_held(store: Store) -> N
     assert await other.states(delivery_id) == [DeliveryState.HELD]
 
 
-async def test_a_survey_does_not_bring_it_before_its_probe(store: Store) -> None:
+async def test_a_survey_does_not_bring_it_before_its_probe(sql_store: Store) -> None:
+    store = sql_store
     await open_circuit(store)
     await store.add_endpoints("ep_2")
     await store.publish("ep_2")

@@ -105,6 +105,9 @@ async def deliver_while(
     async with contextlib.AsyncExitStack() as opened:
         cluster = Cluster(postgresql_url, servers.url, name_installation(), opened)
         api, *workers = [await cluster.join(clock=utc_now) for _ in range(3)]
+        async with cluster.look() as jetstream:
+            found = await jetstream.stream_info(Stream(cluster.installation).name)
+        assert found.config.num_replicas == 3
         names = [f"ep_{number}" for number in range(5)]
         await api.add_endpoints(*names)
         working = [asyncio.create_task(work(each)) for each in workers]
@@ -119,6 +122,3 @@ async def deliver_while(
         for each in working:
             each.cancel()
         assert sum([await each for each in working], Counter()) == Counter(ids)
-        async with cluster.look() as jetstream:
-            found = await jetstream.stream_info(Stream(cluster.installation).name)
-        assert found.config.num_replicas == 3
