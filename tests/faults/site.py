@@ -124,7 +124,7 @@ class Site:
         """The processes of Carehook that deliver."""
         return self.workers or [self.front]
 
-    def build_load(self, *, publishers: int = 3, professionals: int = 1, pause: float = 0.01) -> Callers:
+    def build_load(self, *, publishers: int = 3, professionals: int = 1, pause: float = 0.03) -> Callers:
         """Callers, each of which takes a breath of `pause` seconds after each call."""
         self.callers = Callers(
             self.api.url,

@@ -16,7 +16,7 @@ from tests.faults.site import Site, Size
 def test_processes_that_are_killed_lose_nothing_that_was_accepted(tmp_path: Path, size: Size, chance: Random) -> None:
     with Site(tmp_path, size, chance) as site:
         with site.build_load() as callers:
-            site.suffer(kill_the_api, kill_a_worker, kill_all_at_once, kill_a_worker)
+            site.suffer(kill_the_api, kill_a_worker, kill_all_at_once)
         account = site.settle(callers)
     assert account.holds(), account
     # Or no kill met anything, and this has proved nothing.
