@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import structlog
 from pydantic import SecretStr
 from sqlalchemy.engine import URL
 
@@ -44,6 +45,8 @@ from carehook.metrics import Metrics
 
 _KEY_FACT = "encryption_key_id"
 
+_log = structlog.get_logger("carehook.bootstrap")
+
 
 class StartupError(Exception):
     """Carehook cannot start with these settings; the message is a plain sentence that says why and what to do."""
@@ -51,13 +54,19 @@ class StartupError(Exception):
 
 @asynccontextmanager
 async def open_carehook(
-    settings: Settings, *, create: bool = False, clock: Clock = utc_now, limits: Limits | None = None
+    settings: Settings,
+    *,
+    create: bool = False,
+    needs_queue: bool = True,
+    clock: Clock = utc_now,
+    limits: Limits | None = None,
 ) -> AsyncIterator[Application]:
     """Carehook on the store that the settings name, closed when the block ends.
 
     The embedded store is brought to this version's schema. Another one is left as it is, but with `create` it is made
-    where it is empty. The worker keeps to `limits`, by default those of the settings. Raises `StartupError`,
-    `LedgerUnavailable` or `KeyringError`, each with a sentence for people.
+    where it is empty. What does not need the queue goes on where that is away. The worker keeps to `limits`, by default
+    those of the settings. Raises `StartupError`, `LedgerUnavailable` or `KeyringError`, each with a sentence for
+    people.
     """
     async with AsyncExitStack() as opened:
         keyring = open_keyring(settings)
@@ -75,7 +84,7 @@ async def open_carehook(
         await _check_key(ledger, keyring)
         if jetstream is not None:
             opened.push_async_callback(jetstream.close)
-            await _connect(jetstream)
+            await _connect(jetstream, needs_queue=needs_queue)
         rules = AddressRules(allowed_networks=settings.allowed_networks, allow_http=settings.allow_http)
         sender = open_sender(settings, rules)
         opened.push_async_callback(sender.close)
@@ -204,11 +213,13 @@ def build_jetstream(settings: Settings, queue: SurveyedQueue, installation: str,
     return QueueJetStream(queue, servers, tls, installation, clock)
 
 
-async def _connect(jetstream: QueueJetStream) -> None:
+async def _connect(jetstream: QueueJetStream, *, needs_queue: bool) -> None:
     try:
         await jetstream.open()
     except JetStreamUnavailable as error:
-        raise StartupError(f"CAREHOOK_QUEUE_URL: {error}.") from None
+        if needs_queue:
+            raise StartupError(f"CAREHOOK_QUEUE_URL: {error}.") from None
+        _log.warning("queue_is_away", reason=str(error), meanwhile="workers find in the database what this makes due")
 
 
 def open_keyring(settings: Settings) -> Keyring:

@@ -254,6 +254,14 @@ def has_received(receiver: RecordingReceiver, count: int) -> bool:
     return len(receiver.requests) == count
 
 
+def test_a_command_does_its_work_while_the_queue_is_away(tmp_path: Path) -> None:
+    carehook = Installation(tmp_path, CAREHOOK_QUEUE_URL=f"nats://127.0.0.1:{find_free_port()}")
+    created = carehook.run("org", "create", "Example Hospital")
+    assert "Example Hospital" in created.stdout
+    assert "queue_is_away" in created.stderr
+    assert "Traceback" not in created.stderr
+
+
 def test_an_event_that_the_api_accepted_is_delivered_by_a_worker_that_heard_of_it(
     tmp_path: Path, nats_server: NatsServers, postgres_server: PostgresServer, postgres_database: str
 ) -> None:

@@ -33,7 +33,7 @@ def run(work: Callable[[Application], Awaitable[Result]]) -> Result:
     new_store = _find_new_store(settings)
 
     async def work_on_the_store() -> Result:
-        async with open_carehook(settings) as application:
+        async with open_carehook(settings, needs_queue=False) as application:
             if new_store is not None:
                 # In the wrong folder, an empty list would mislead.
                 say(f"There was no store yet; this made one: {new_store} (CAREHOOK_HOME chooses the folder).")
