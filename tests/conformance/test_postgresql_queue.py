@@ -18,7 +18,7 @@ from carehook.ledger.notifications_postgresql import build_payloads
 from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.queue_sql import QueueSql
 from carehook.ledger.schema import migrate
-from carehook.ledger.states import DeliveryState, Transition
+from carehook.ledger.states import DeliveryState
 from tests.conformance.store import NOW, SECOND, Store, build_finished
 from tests.servers.postgres import PostgresServer
 
@@ -170,17 +170,3 @@ async def test_what_need_not_be_durable_does_not_wait_for_the_disk(postgresql_st
     connections = postgresql_store.database.connections
     show = "SELECT current_setting('synchronous_commit')"
     assert [(await connections.fetch(show, durable=durable))[0][0] for durable in (True, False)] == ["on", "off"]
-
-
-async def test_a_result_of_an_unknown_kind_of_state_keeps_it(postgresql_store: Store) -> None:
-    store = postgresql_store
-    await store.add_endpoints("ep_1")
-    await store.publish("ep_1", "ep_1")
-    poison, fine = await store.claim()
-    async with store.database.write() as connection:
-        await connection.execute(
-            sa.text("UPDATE deliveries SET state = 'succeeded' WHERE id = :id").bindparams(id=poison.id)
-        )
-    results = [build_finished(poison, Transition.EXHAUST), build_finished(fine)]
-    assert await store.queue.finish(results, NOW + SECOND) == [True, True]
-    assert await store.states(poison.id, fine.id) == [DeliveryState.SUCCEEDED, DeliveryState.SUCCEEDED]

@@ -1,6 +1,7 @@
 """A result counts once, under the lease it was claimed with, and moves its delivery along the table of transitions."""
 
 import pytest
+import sqlalchemy as sa
 
 from carehook.ledger.records import AttemptOutcome
 from carehook.ledger.states import TRANSITIONS, DeliveryState, EndpointStatus, Transition, is_final
@@ -263,3 +264,16 @@ async def test_any_number_of_lost_leases_is_recovered(store: Store) -> None:
     await store.claim(3000, per_endpoint=3000)
     assert await store.queue.recover_lost(NOW + LEASE) == 2001
     assert len(await store.claim(3000, per_endpoint=3000)) == 2001
+
+
+async def test_a_result_of_an_unknown_kind_of_state_keeps_it(store: Store) -> None:
+    await store.add_endpoints("ep_1")
+    await store.publish("ep_1", "ep_1")
+    poison, fine = await store.claim()
+    async with store.database.write() as connection:
+        await connection.execute(
+            sa.text("UPDATE deliveries SET state = 'succeeded' WHERE id = :id").bindparams(id=poison.id)
+        )
+    results = [build_finished(poison, Transition.EXHAUST), build_finished(fine)]
+    assert await store.queue.finish(results, NOW + SECOND) == [True, True]
+    assert await store.states(poison.id, fine.id) == [DeliveryState.SUCCEEDED, DeliveryState.SUCCEEDED]

@@ -180,11 +180,16 @@ _take_lane = attrgetter(*LANE_NAMES)
 
 def _decide_due(finished: FinishedAttempt, before: DeliveryState) -> datetime | None:
     """When the delivery is due again; None where it is finished."""
-    return None if is_final(TRANSITIONS[before][finished.transition]) else finished.due_at
+    return None if is_final(_find_next_state(finished, before)) else finished.due_at
+
+
+def _find_next_state(finished: FinishedAttempt, before: DeliveryState) -> DeliveryState:
+    """By the table of transitions. What cannot happen to a delivery leaves it as it is, and its neighbours alone."""
+    return TRANSITIONS[before].get(finished.transition, before)
 
 
 def _take_result(finished: FinishedAttempt, before: DeliveryState, now: datetime) -> tuple[Any, ...]:
-    state = TRANSITIONS[before][finished.transition]
+    state = _find_next_state(finished, before)
     return (
         finished.delivery_id,
         state.value,

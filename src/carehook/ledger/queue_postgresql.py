@@ -115,8 +115,21 @@ class QueuePostgresql(QueueSql):
         return found
 
     async def _finish(self, finished: Sequence[FinishedAttempt], now: datetime) -> Recorded:
-        if any(each.disable_reason for each in finished):
-            return await super()._finish(finished, now)
+        """Record results; those of endpoints that failed in one transaction with what it tells of them.
+
+        Were that a second one, an open circuit would let another request through between the two.
+        """
+        failing = {each.endpoint_id for each in finished if each.blames_endpoint}
+        if not failing:
+            return await self._finish_at_once(finished, now)
+        plain = [each for each in finished if each.endpoint_id not in failing]
+        at_once = await self._finish_at_once(plain, now) if plain else Recorded([], {})
+        rest = await super()._finish([each for each in finished if each.endpoint_id in failing], now)
+        of_plain, of_failing = iter(at_once.counted), iter(rest.counted)
+        counted = [next(of_failing if each.endpoint_id in failing else of_plain) for each in finished]
+        return Recorded(counted, {**at_once.to_disable, **rest.to_disable})
+
+    async def _finish_at_once(self, finished: Sequence[FinishedAttempt], now: datetime) -> Recorded:
         # Of a result that is given twice the first one counts.
         first: dict[tuple[str, int], FinishedAttempt] = {}
         for each in finished:
@@ -129,9 +142,8 @@ class QueuePostgresql(QueueSql):
             now,
         )
         left = {(row["id"], row["lease_token"]) for row in rows}
-        failing = set(rows[0]["failing"]) if rows else set[str]()
+        failing = frozenset(rows[0]["failing"]) if rows else frozenset[str]()
         counted = [each for each in once if _take_lease(each) in left]
-        failing |= {each.endpoint_id for each in counted if each.blames_endpoint}
         to_disable = await self._follow(
             [each for each in counted if each.endpoint_id in failing],
             [(row["id"], row["due_at"]) for row in rows if row["moves_others"]],
@@ -149,7 +161,7 @@ class QueuePostgresql(QueueSql):
             return finishing_sql.record_outcomes(session, telling, now)
 
         if telling or ordered:
-            # The results are on disk. That the endpoint's lane has not heard of them costs a probe or a look, no more.
+            # The results are on disk. That an endpoint's lane has not heard of a success costs a probe, no more.
             with contextlib.suppress(LedgerUnavailable):
                 return await self._database.run(follow)
         return {}
