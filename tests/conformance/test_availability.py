@@ -173,3 +173,17 @@ async def test_what_a_block_raises_passes_as_it_is(store: Store) -> None:
     with pytest.raises(TimeoutError, match="the caller's"):
         async with store.ledger.transaction():
             raise TimeoutError("the caller's")
+
+
+async def test_a_server_that_takes_no_writes_is_a_store_that_is_away(postgresql_store: Store) -> None:
+    """As after a failover, where the primary of before is a standby."""
+    await postgresql_store.add_endpoints("ep_1")
+    await postgresql_store.publish("ep_1")
+    async with postgresql_store.database.write() as connection:
+        name = (await connection.execute(sa.text("SELECT current_database()"))).scalar_one()
+        await connection.execute(sa.text(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'))
+    demoted = await postgresql_store.second()
+    with pytest.raises(LedgerUnavailable):
+        await demoted.claim()
+    with pytest.raises(LedgerUnavailable):
+        await demoted.publish("ep_1")

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +60,6 @@ class Account:
     """Of these: its attempt was cut off, by the death of a worker or the end of a lease."""
     explained_by_connection: int
     """Of these: the connection broke, or nothing came over it in time, after the request had arrived."""
-    explained_by_undone_claim: int
-    """Of these: PostgreSQL crashed and forgot a claim, so that what was in flight was due again. Only the log tells."""
     unexplained: int
     interrupted: int
     """Attempts that were cut off."""
@@ -107,14 +105,8 @@ class Store:
         await database.close()
 
 
-def build_account(
-    store: Store, callers: Callers, recipients: Sequence[Recipient], logged: Mapping[tuple[str, str], int]
-) -> Account:
-    """What became of all that was accepted.
-
-    `logged` is how many attempts the logs tell of, by endpoint and event, where the store crashed and may have undone
-    claims; else it is empty. A claim need not be on disk before its request goes out: what a crash undoes is due again.
-    """
+def build_account(store: Store, callers: Callers, recipients: Sequence[Recipient]) -> Account:
+    """What became of all that was accepted."""
     surprises = [*_compare_with_callers(store, callers)]
     digests = {event_id: hashlib.sha256(body).digest() for event_id, body in store.bodies.items()}
     deliveries = {(each.endpoint_id, each.event_id): each for each in store.deliveries}
@@ -132,9 +124,8 @@ def build_account(
         for event_id in digests:
             delivery = deliveries.get((recipient.endpoint_id, event_id))
             if delivery is not None:
-                undone = max(0, logged.get((recipient.endpoint_id, event_id), 0) - delivery.attempt_count)
-                surprises += _examine(delivery, arrived[event_id], undone)
-                counts.update(_explain(delivery, taken[event_id] - 1, undone))
+                surprises += _examine(delivery, arrived[event_id])
+                counts.update(_explain(delivery, taken[event_id] - 1))
     return Account(
         accepted=len(digests),
         delivered=counts["delivered"],
@@ -142,7 +133,6 @@ def build_account(
         repeated=counts["repeated"],
         explained_by_interruption=counts["by interruption"],
         explained_by_connection=counts["by connection"],
-        explained_by_undone_claim=counts["by undone claim"],
         unexplained=counts["unexplained"],
         interrupted=sum(each.outcomes.count("interrupted") for each in store.deliveries),
         surprises=surprises[:_SHOWN],
@@ -176,8 +166,8 @@ def _compare(what: str, told: dict[str, str], stored: dict[str, str]) -> Iterato
         yield f"{what}, told and stored otherwise: {sorted(told.items() ^ stored.items())[:4]}"
 
 
-def _examine(delivery: Delivery, arrived: int, undone: int) -> Iterator[str]:
-    """What is wrong with the record of a delivery of which so many requests arrived, and attempts were forgotten."""
+def _examine(delivery: Delivery, arrived: int) -> Iterator[str]:
+    """What is wrong with the record of a delivery of which so many requests arrived."""
     outcomes = Counter(delivery.outcomes)
     succeeded = [status is not None and 200 <= status <= 299 for status in delivery.statuses]
     laws = {
@@ -185,26 +175,24 @@ def _examine(delivery: Delivery, arrived: int, undone: int) -> Iterator[str]:
         "its attempts have gaps": list(delivery.numbers) == list(range(1, delivery.attempt_count + 1)),
         "a success was not its end": succeeded.count(True) == 1 and succeeded[-1],
         # An attempt whose answer is known was one request; another was one or none.
-        "requests and attempts do not match": outcomes["responded"] <= arrived <= delivery.attempt_count + undone,
+        "requests and attempts do not match": outcomes["responded"] <= arrived <= delivery.attempt_count,
     }
     for law, kept in laws.items():
         if not kept:
             yield f"{law}: {delivery}, of which {arrived} requests arrived"
 
 
-def _explain(delivery: Delivery, repeated: int, undone: int) -> Counter[str]:
+def _explain(delivery: Delivery, repeated: int) -> Counter[str]:
     """Only what was not known to have been taken is sent again."""
     if repeated <= 0:
         return Counter()
     by_interruption = min(repeated, delivery.outcomes.count("interrupted"))
     by_connection = min(repeated - by_interruption, delivery.outcomes.count("unreachable"))
-    by_undone_claim = min(repeated - by_interruption - by_connection, undone)
     return Counter(
         {
             "repeated": repeated,
             "by interruption": by_interruption,
             "by connection": by_connection,
-            "by undone claim": by_undone_claim,
-            "unexplained": repeated - by_interruption - by_connection - by_undone_claim,
+            "unexplained": repeated - by_interruption - by_connection,
         }
     )

@@ -68,7 +68,6 @@ def restart_the_database_at_once(site: Site) -> None:
 
 def _end_the_database(site: Site, end: Callable[[PostgresServer], None]) -> None:
     assert site.database is not None
-    site.database_has_crashed |= end is not PostgresServer.stop
     end(site.database)
     site.wait_for_refusal()
     site.wait_a_while()
@@ -78,7 +77,6 @@ def _end_the_database(site: Site, end: Callable[[PostgresServer], None]) -> None
 def kill_a_process_of_the_database(site: Site) -> None:
     """`kill -9` of one of PostgreSQL's other processes: it drops all connections and recovers by itself."""
     assert site.database is not None
-    site.database_has_crashed = True
     site.database.kill_backend(site.chance)
 
 
@@ -103,7 +101,6 @@ def fill_the_disk(site: Site) -> None:
     """No room on the disk of the store, until callers were told so and a while longer."""
     assert site.disk is not None
     # PostgreSQL panics where it cannot write its log, and recovers by itself.
-    site.database_has_crashed |= site.database is not None
     site.disk.fill()
     site.wait_for_refusal()
     site.wait_a_while()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
@@ -61,15 +59,6 @@ class Process:
     def count_in_log(self, field: str, value: str) -> int:
         """How many lines of its log have a field with that value."""
         return self._log_path.read_text(errors="replace").count(f'"{field}":"{value}"')
-
-    def count_attempts(self) -> Counter[tuple[str, str]]:
-        """How many attempts its log tells of, by endpoint and event."""
-        counts: Counter[tuple[str, str]] = Counter()
-        for line in self._log_path.read_text(errors="replace").splitlines():
-            if '"event":"attempt"' in line and line.endswith("}"):  # the last line of one that was killed may be torn
-                attempt = json.loads(line)
-                counts[attempt["endpoint_id"], attempt["event_id"]] += 1
-        return counts
 
     def _signal(self, number: int) -> None:
         if self._process is not None:

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
@@ -82,7 +81,6 @@ class Site:
         self.hosts: dict[str, NamespacedHost] = {}
         self.disk: Disk | None = None
         self.database: PostgresServer | None = None
-        self.database_has_crashed = False
         self.queue: NatsServers | None = None
         self.clock = FileClock(folder / "clock")
         self._folder = folder
@@ -141,7 +139,6 @@ class Site:
 
         def is_ready() -> bool:
             if self.database is not None and not self.database.is_running():
-                self.database_has_crashed = True
                 self.database.restart()
             if self.queue is not None:
                 self.queue.start()
@@ -187,18 +184,10 @@ class Site:
         self.tend()
         wait_until(self.registered.is_delivered, "end of the backlog")
         codes = [process.drain() for process in self.processes]
-        account = build_account(
-            Store(self._find_store()), callers, self.registered.list_recipients(), self._count_logged_attempts()
-        )
+        account = build_account(Store(self._find_store()), callers, self.registered.list_recipients())
         print(f"{account}; {callers.repeated} requests not answered, {callers.unavailable} answered 503")
         assert codes == [0] * len(codes), codes
         return account
-
-    def _count_logged_attempts(self) -> Counter[tuple[str, str]]:
-        """Attempts that the logs tell of, by endpoint and event; none unless the database crashed."""
-        if not self.database_has_crashed:
-            return Counter()
-        return sum((process.count_attempts() for process in self.delivering), Counter())
 
     def _add_host(self, name: str) -> Host:
         if self.network is None:

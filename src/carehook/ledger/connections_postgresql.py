@@ -19,13 +19,16 @@ from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.sessions import end
 
 CONNECT_TIMEOUT: Final = 10.0
-STATEMENT_TIMEOUT: Final = 60.0
-"""Seconds after which a server that does not answer is taken to be away."""
+STATEMENT_TIMEOUT: Final = 20.0
+"""Seconds after which a server that does not answer is taken to be away: well before a lease ends."""
 
 _CLOSE_TIMEOUT: Final = 2.0
 
-UNUSABLE_CLASSES: Final = frozenset({"08", "53", "57", "58"})
+_UNUSABLE_CLASSES: Final = frozenset({"08", "53", "57", "58"})
 """PostgreSQL's classes of errors that say nothing about the statement: connection, resources, operator, system."""
+
+_READ_ONLY: Final = "25006"
+"""The server takes no writes: a standby, or a primary that has become one."""
 
 DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """What the driver raises; the third where a connection breaks in the middle of its conversation."""
@@ -156,9 +159,14 @@ async def close_connection(connection: asyncpg.Connection[asyncpg.Record]) -> No
         connection.terminate()
 
 
+def is_unusable(sqlstate: str | None) -> bool:
+    """Whether an error of PostgreSQL's says that the store cannot be used now, and nothing about the statement."""
+    return sqlstate is not None and (sqlstate[:2] in _UNUSABLE_CLASSES or sqlstate == _READ_ONLY)
+
+
 def _is_the_stores_fault(error: Exception) -> bool:
     if isinstance(error, asyncpg.PostgresError):
-        return (error.sqlstate or "")[:2] in UNUSABLE_CLASSES
+        return is_unusable(error.sqlstate)
     # A ValueError of the driver's is about an argument, which it shows.
     return not isinstance(error, ValueError)
 

@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from carehook.ledger import sqlite_driver
-from carehook.ledger.connections_postgresql import DRIVER_ERRORS, UNUSABLE_CLASSES, Connections
+from carehook.ledger.connections_postgresql import DRIVER_ERRORS, Connections, is_unusable
 from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.sessions import Session, SessionSqlalchemy, SqliteWriter, end
 
@@ -189,11 +189,11 @@ def describe_error(error: Exception) -> str:
 
 
 def _is_the_stores_fault(error: sa.exc.DBAPIError) -> bool:
-    state = getattr(error.orig, "sqlstate", None) or ""
+    state = getattr(error.orig, "sqlstate", None)
     if isinstance(error, sa.exc.InternalError) and not state:
         # The driver's own word for a connection that broke in the middle of its conversation.
         return True
-    return isinstance(error, sa.exc.OperationalError) or error.connection_invalidated or state[:2] in UNUSABLE_CLASSES
+    return isinstance(error, sa.exc.OperationalError) or error.connection_invalidated or is_unusable(state)
 
 
 def _open_sqlite(url: URL) -> sqlite3.Connection:
