@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from carehook.events import CATALOGUE
 from carehook.ledger.database import Database, parse_database_url
-from carehook.ledger.schema import migrate
+from carehook.ledger.schema import migrate, read_version
 from carehook.ledger.tables import metadata
 from tests.receivers import Answer, RecordingReceiver
 from tests.servers.installation import Installation, eventually
@@ -120,6 +120,29 @@ def test_a_database_that_holds_something_takes_no_other(carehook: Installation, 
     refused = carehook.run("move", target, code=1)
     assert "already holds" in refused.stderr
     assert read_rows(target) == moved
+    assert carehook.read("org", "list")["data"]
+
+
+def test_another_versions_store_is_left_as_it_is(carehook: Installation, target: str) -> None:
+    carehook.run("org", "create", "Example Hospital")
+
+    async def prepare() -> None:
+        database = Database(parse_database_url(target))
+        await migrate(database)
+        async with database.write() as connection:
+            await connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
+        await database.close()
+
+    async def read() -> str | None:
+        database = Database(parse_database_url(target))
+        version = await read_version(database)
+        await database.close()
+        return version
+
+    asyncio.run(prepare())
+    refused = carehook.run("move", target, code=1)
+    assert "tables of another version (0002)" in refused.stderr
+    assert asyncio.run(read()) == "0002"
     assert carehook.read("org", "list")["data"]
 
 

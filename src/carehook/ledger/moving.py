@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from carehook.ledger.database import Database
 from carehook.ledger.occupancy import occupy
 from carehook.ledger.port import LedgerUnavailable
-from carehook.ledger.schema import check_schema, migrate
+from carehook.ledger.schema import HEAD, check_schema, migrate, read_version
 from carehook.ledger.tables import installation, metadata
 from carehook.refusals import Conflict
 
@@ -37,7 +37,7 @@ async def move_store(source: Database, target: Database, now: datetime) -> Mappi
     """
     with occupy(source, alone=True):
         await check_schema(source)
-        await migrate(target)
+        await _make_tables(target)
         async with source.write() as old:
             await _check_not_moved(old)
             async with target.write() as new:
@@ -78,6 +78,17 @@ async def _read(table: sa.Table, old: AsyncConnection) -> AsyncIterator[Sequence
             return
         yield rows
         last = tuple(rows[-1][key.name] for key in keys)
+
+
+async def _make_tables(target: Database) -> None:
+    """Make the tables where there are none. Another version's are those of a store that may be at work."""
+    version = await read_version(target)
+    if version is None:
+        await migrate(target)
+    elif version != HEAD:
+        raise MoveRefused(
+            f"The target already holds the tables of another version ({version}). Move to an empty database"
+        )
 
 
 async def _check_not_moved(old: AsyncConnection) -> None:
