@@ -170,3 +170,15 @@ async def test_what_need_not_be_durable_does_not_wait_for_the_disk(postgresql_st
     connections = postgresql_store.database.connections
     show = "SELECT current_setting('synchronous_commit')"
     assert [(await connections.fetch(show, durable=durable))[0][0] for durable in (True, False)] == ["on", "off"]
+
+
+async def test_what_is_read_under_a_lock_is_new_whatever_the_servers_default_is(postgresql_store: Store) -> None:
+    url = postgresql_store.database.url
+    change = f"ALTER DATABASE \"{url.database}\" SET default_transaction_isolation = 'repeatable read'"
+    await postgresql_store.database.connections.fetch(change)
+    show = "SHOW transaction_isolation"
+    database = (await postgresql_store.second()).database
+    assert await database.run(lambda session: session.fetch(show, ())) == [("read committed",)]
+    assert [tuple(row) for row in await database.connections.fetch(show)] == [("read committed",)]
+    async with database.read() as connection:
+        assert (await connection.execute(sa.text(show))).scalar_one() == "repeatable read"

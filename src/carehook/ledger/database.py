@@ -67,6 +67,8 @@ def parse_database_url(text: str) -> URL:
 
 _SERVER_SETTINGS: Final = {
     "application_name": "carehook",
+    # So that what is counted under a lock is counted as it is then, whatever the server's default is.
+    "default_transaction_isolation": "read committed",
     # A process that stands still in a transaction, or whose host is gone, holds what it has locked for no longer.
     "idle_in_transaction_session_timeout": "60s",
     "tcp_keepalives_idle": "30s",
