@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from carehook.ledger.circuit import DISABLED_AFTER, FIRST_PROBE_AFTER, LONGEST_PROBE_AFTER, OPENS_AT
+from carehook.ledger.queue_statements import LOCK_LEASED_AND_HELD
 from carehook.ledger.records import AttemptOutcome, ClaimedDelivery, Lane
 from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
 from tests.conformance.store import LEASE, NOW, SECOND, Store, build_finished
@@ -373,3 +374,11 @@ async def test_lanes_are_found_for_those_asked_for(store: Store) -> None:
         found = await tx.endpoints.lanes(["ep_1", "ep_2", "ep_none"])
     assert found.keys() == {"ep_1", "ep_2"}
     assert found["ep_2"] == Lane()
+
+
+async def test_of_what_is_held_with_an_endpoint_only_what_is_leased_is_read(store: Store) -> None:
+    await store.add_endpoints("ep_1")
+    await store.publish(*["ep_1"] * 3)
+    [claimed] = await store.claim(1)
+    rows = await store.database.run(lambda session: LOCK_LEASED_AND_HELD.fetch(session, ids=(), endpoint_ids=["ep_1"]))
+    assert [row[0] for row in rows] == [claimed.id]

@@ -17,7 +17,9 @@ from carehook.ledger.connections_postgresql import Connections
 from carehook.ledger.notifications_postgresql import build_payloads
 from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.queue_sql import QueueSql
+from carehook.ledger.queue_statements import LOCK_LEASED_AND_HELD
 from carehook.ledger.schema import migrate
+from carehook.ledger.sessions import SessionSqlalchemy
 from carehook.ledger.states import DeliveryState
 from tests.conformance.store import NOW, SECOND, Store, build_finished
 from tests.servers.postgres import PostgresServer
@@ -182,3 +184,13 @@ async def test_what_is_read_under_a_lock_is_new_whatever_the_servers_default_is(
     assert [tuple(row) for row in await database.connections.fetch(show)] == [("read committed",)]
     async with database.read() as connection:
         assert (await connection.execute(sa.text(show))).scalar_one() == "repeatable read"
+
+
+async def test_all_that_is_to_be_held_is_locked_before(postgresql_store: Store) -> None:
+    await postgresql_store.add_endpoints("ep_1", "ep_2")
+    _, other = await postgresql_store.publish("ep_1", "ep_2")
+    async with postgresql_store.database.write() as connection:
+        await connection.run_sync(
+            lambda inner: LOCK_LEASED_AND_HELD.fetch(SessionSqlalchemy(inner), ids=(), endpoint_ids=["ep_1"])
+        )
+        assert [each.id for each in await postgresql_store.claim()] == [other]

@@ -1,5 +1,7 @@
 """A result counts once, under the lease it was claimed with, and moves its delivery along the table of transitions."""
 
+from dataclasses import replace
+
 import pytest
 import sqlalchemy as sa
 
@@ -277,3 +279,17 @@ async def test_a_result_of_an_unknown_kind_of_state_keeps_it(store: Store) -> No
     results = [build_finished(poison, Transition.EXHAUST), build_finished(fine)]
     assert await store.queue.finish(results, NOW + SECOND) == [True, True]
     assert await store.states(poison.id, fine.id) == [DeliveryState.SUCCEEDED, DeliveryState.SUCCEEDED]
+
+
+async def test_an_interrupted_attempt_can_disable_its_endpoint(store: Store) -> None:
+    """As where the endpoint's secrets do not open: nothing failed there, but nothing can be sent."""
+    await store.add_endpoints("ep_1")
+    ids = await store.publish("ep_1", "ep_1")
+    [claimed, *_] = await store.claim(1)
+    result = build_finished(claimed, Transition.RESCHEDULE, due_at=NOW, spends_retry=False, disable_reason="no secrets")
+    interrupted = replace(result, attempt=replace(result.attempt, outcome=AttemptOutcome.INTERRUPTED))
+    assert await store.queue.finish([interrupted], NOW + SECOND) == [True]
+    endpoint = await store.endpoint("ep_1")
+    assert (endpoint.status, endpoint.status_reason) == (EndpointStatus.DISABLED, "no secrets")
+    assert await store.states(*ids) == [DeliveryState.HELD, DeliveryState.HELD]
+    assert await store.claim() == []

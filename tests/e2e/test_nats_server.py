@@ -1,5 +1,7 @@
 """The NATS that other tests rely on keeps what it was told, and goes when they do."""
 
+import asyncio
+import contextlib
 import os
 import select
 import signal
@@ -11,7 +13,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import nats
+import nats.errors
 import pytest
+from nats.aio.client import Client
+from nats.js.errors import ServiceUnavailableError
 
 from tests.servers.nats import NatsOptions, NatsServers
 
@@ -50,8 +55,16 @@ async def test_a_cluster_goes_on_without_one_of_its_nodes() -> None:
         assert await count_messages(servers, publish=1) == 1
         servers.stop(0)
         client = await nats.connect(servers.url_of(1))
-        assert (await client.jetstream().account_info()).streams == 1
+        assert await count_streams(client) == 1
         await client.close()
+
+
+async def count_streams(client: Client) -> int:
+    """How many streams there are, once those that are left have chosen a leader."""
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(TimeoutError, nats.errors.TimeoutError, ServiceUnavailableError):
+                return (await client.jetstream().account_info()).streams
 
 
 def test_nothing_is_left_of_tests_that_were_killed() -> None:

@@ -123,6 +123,7 @@ class _Pool:
         self._open_connection = open_connection
         self._turns = asyncio.Semaphore(size)
         self._idle: list[asyncpg.Connection[asyncpg.Record]] = []
+        self._is_closed = False
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
@@ -132,11 +133,17 @@ class _Pool:
             try:
                 yield connection
             except StatementError:
-                self._idle.append(connection)
+                await self._put_back(connection)
                 raise
             except BaseException:
                 connection.terminate()
                 raise
+            await self._put_back(connection)
+
+    async def _put_back(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        if self._is_closed:
+            await close_connection(connection)
+        else:
             self._idle.append(connection)
 
     def _take_idle(self) -> asyncpg.Connection[asyncpg.Record] | None:
@@ -147,6 +154,7 @@ class _Pool:
         return None
 
     async def close(self) -> None:
+        self._is_closed = True
         while self._idle:
             await close_connection(self._idle.pop())
 

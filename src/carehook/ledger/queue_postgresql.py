@@ -115,11 +115,11 @@ class QueuePostgresql(QueueSql):
         return found
 
     async def _finish(self, finished: Sequence[FinishedAttempt], now: datetime) -> Recorded:
-        """Record results; those of endpoints that failed in one transaction with what it tells of them.
+        """Record results; those of endpoints that failed, or are to be disabled, in one transaction with what follows.
 
         Were that a second one, an open circuit would let another request through between the two.
         """
-        failing = {each.endpoint_id for each in finished if each.blames_endpoint}
+        failing = {each.endpoint_id for each in finished if each.blames_endpoint or each.disable_reason}
         if not failing:
             return await self._finish_at_once(finished, now)
         plain = [each for each in finished if each.endpoint_id not in failing]

@@ -217,7 +217,10 @@ _lease_columns = (
     deliveries.c.order_key,
 )
 LOCK_LEASED = Prepared(lock_deliveries(_finished, *_lease_columns))
-LOCK_LEASED_AND_HELD = Prepared(lock_deliveries(_finished | _to_hold, *_lease_columns))
+# Locked in the database and not read: what an endpoint has waiting may be millions.
+_locked = lock_deliveries(_finished | _to_hold, *_lease_columns).cte("locked")
+_locked = _locked.prefix_with("MATERIALIZED", dialect="postgresql")
+LOCK_LEASED_AND_HELD = Prepared(sa.select(_locked).where(_locked.c.lease_until.is_not(None)))
 LOCK_ENDPOINTS = Prepared(
     sa.select(endpoints.c.id)
     .where(among(endpoints.c.id, _ids))
