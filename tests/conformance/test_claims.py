@@ -5,6 +5,7 @@ from collections import Counter
 from datetime import timedelta
 
 from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
+from carehook.ledger.tables import lanes
 from tests.conformance.store import LEASE, NOW, SECOND, Store
 
 
@@ -193,3 +194,15 @@ async def test_the_backlog_counts_what_waits_what_is_in_flight_and_what_is_held(
         backlog = await tx.deliveries.backlog()
     assert (backlog.waiting, backlog.in_flight, backlog.held) == (1, 1, 2)
     assert backlog.oldest_due_at == NOW - SECOND
+
+
+async def test_what_waits_behind_an_open_circuit_is_not_what_is_behind(store: Store) -> None:
+    await store.add_endpoints("ep_1", "ep_2")
+    await store.publish("ep_1", due_at=NOW - 60 * SECOND)
+    await store.publish("ep_2", due_at=NOW - SECOND)
+    async with store.database.write() as connection:
+        opened = lanes.update().where(lanes.c.endpoint_id == "ep_1").values(opened_at=NOW, probe_at=NOW + SECOND)
+        await connection.execute(opened)
+    async with store.ledger.snapshot() as tx:
+        backlog = await tx.deliveries.backlog()
+    assert (backlog.waiting, backlog.oldest_due_at) == (2, NOW - SECOND)

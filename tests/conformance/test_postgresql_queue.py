@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
@@ -194,3 +195,16 @@ async def test_all_that_is_to_be_held_is_locked_before(postgresql_store: Store) 
             lambda inner: LOCK_LEASED_AND_HELD.fetch(SessionSqlalchemy(inner), ids=(), endpoint_ids=["ep_1"])
         )
         assert [each.id for each in await postgresql_store.claim()] == [other]
+
+
+async def test_a_connection_whose_server_falls_silent_is_ended_by_the_kernel(postgresql_store: Store) -> None:
+    await postgresql_store.claim()
+    connection: Any = await postgresql_store.database.connections.open()
+    own = connection._transport.get_extra_info("socket")
+    async with postgresql_store.database.write() as other:
+        driver: Any = (await other.get_raw_connection()).driver_connection
+        pooled = driver._transport.get_extra_info("socket")
+    for each in (own, pooled):
+        assert each.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+    await connection.close()

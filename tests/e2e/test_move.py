@@ -99,7 +99,7 @@ def test_a_store_that_was_moved_is_not_opened_again(carehook: Installation, targ
     for command in (["serve"], ["org", "list"], ["move", target]):
         refused = carehook.run(*command, code=3)
         assert password not in refused.stderr
-        assert "was moved to postgresql+asyncpg://" in refused.stderr
+        assert "was moved to postgresql://" in refused.stderr
         assert "set CAREHOOK_DATABASE_URL" in refused.stderr
         assert "Traceback" not in refused.stderr
 

@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from carehook.ledger import sqlite_driver
-from carehook.ledger.connections_postgresql import DRIVER_ERRORS, Connections, is_unusable
+from carehook.ledger.connections_postgresql import DRIVER_ERRORS, Connections, is_unusable, watch_socket
 from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.sessions import Session, SessionSqlalchemy, SqliteWriter, end
 
@@ -61,8 +61,14 @@ def parse_database_url(text: str) -> URL:
                 )
             return url.set(drivername="sqlite+aiosqlite")
         case "postgresql" | "postgres":
-            return url.set(drivername="postgresql+asyncpg")
+            return _take_ssl_mode(url).set(drivername="postgresql+asyncpg")
     raise ValueError(f"the database URL begins with {backend}:; use sqlite: or postgresql:")
+
+
+def _take_ssl_mode(url: URL) -> URL:
+    """`sslmode`, as libpq and most hosts of PostgreSQL write it, under the driver's name for the same modes."""
+    mode = url.query.get("sslmode")
+    return url if mode is None else url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
 
 
 _SERVER_SETTINGS: Final = {
@@ -103,6 +109,7 @@ class Database:
                 hide_parameters=True,
                 connect_args={"server_settings": dict(_SERVER_SETTINGS)},
             )
+            event.listen(self._writer.sync_engine, "connect", lambda made, _: watch_socket(made.driver_connection))
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             self._connections = Connections(url, self._writer.dialect, self.explain)
 

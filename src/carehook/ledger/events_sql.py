@@ -238,7 +238,9 @@ class DeliveriesSql:
     async def backlog(self) -> Backlog:
         """What waits, read from the partial indexes alone, and what keeps it."""
         counts = [sa.select(sa.func.count()).where(rows) for rows in (WAITING, LEASED, in_state(DeliveryState.HELD))]
-        oldest = sa.select(sa.func.min(deliveries.c.due_at)).where(WAITING)
+        # What waits behind an open circuit says nothing of whether Carehook keeps up.
+        is_tried = deliveries.c.endpoint_id.not_in(sa.select(lanes.c.endpoint_id).where(lanes.c.opened_at.is_not(None)))
+        oldest = sa.select(sa.func.min(deliveries.c.due_at)).where(WAITING, is_tried)
         is_active = endpoints.c.status == EndpointStatus.ACTIVE
         opened = sa.select(sa.func.count()).select_from(lanes).join(endpoints, lanes.c.endpoint_id == endpoints.c.id)
         circuits = opened.where(lanes.c.opened_at.is_not(None), is_active)

@@ -44,7 +44,7 @@ async def move_store(source: Database, target: Database, now: datetime) -> Mappi
                 await _check_empty(new)
                 counts = {table.name: await _copy(table, old, new) for table in metadata.sorted_tables}
                 await _check_complete(new, counts)
-            where = target.url.render_as_string(hide_password=True)
+            where = target.url.set(drivername="postgresql").render_as_string(hide_password=True)
             fact = {"name": MOVED_FACT, "value": f"{where} on {now:%Y-%m-%d %H:%M} UTC".encode()}
             await old.execute(installation.insert(), fact)
     return counts

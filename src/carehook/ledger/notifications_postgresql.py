@@ -12,10 +12,14 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final
 
+import structlog
+
 from carehook.ledger.connections_postgresql import DRIVER_ERRORS, Connections, StatementError, close_connection
 from carehook.ledger.port import LedgerUnavailable
 
 CHANNEL: Final = "carehook_due"
+
+_log = structlog.get_logger("carehook.queue")
 
 _LONGEST_PAYLOAD: Final = 7900
 """Bytes that one notification carries; PostgreSQL takes less than 8000."""
@@ -83,8 +87,13 @@ class Notifications:
 
     async def _keep_listening(self) -> None:
         while True:
-            with contextlib.suppress(LedgerUnavailable, *DRIVER_ERRORS):
+            try:
                 await self._listen()
+            except (LedgerUnavailable, *DRIVER_ERRORS):
+                # Whoever claims says so.
+                pass
+            except Exception:
+                _log.exception("notifications_not_heard")
             await asyncio.sleep(_CONNECT_AGAIN_AFTER)
 
     async def _listen(self) -> None:
