@@ -34,7 +34,7 @@ from carehook.ledger.database import Database, parse_database_url
 from carehook.ledger.jetstream_servers import JetStreamUnavailable, build_tls, parse_queue_url
 from carehook.ledger.ledger_postgresql import LedgerPostgresql
 from carehook.ledger.ledger_sql import LedgerSql, OnDue
-from carehook.ledger.moving import MOVED_FACT, MoveRefused, move_store, refuse_moved
+from carehook.ledger.moving import ARRIVING_FACT, MOVED_FACT, MoveRefused, move_store, refuse_arriving, refuse_moved
 from carehook.ledger.occupancy import occupy
 from carehook.ledger.port import Ledger, Queue
 from carehook.ledger.queue_jetstream import QueueJetStream, SurveyedQueue
@@ -262,8 +262,11 @@ def _make_private_file(path: Path) -> None:
 async def _check_not_moved(ledger: Ledger) -> None:
     async with ledger.snapshot() as snapshot:
         moved = await snapshot.installation.get(MOVED_FACT)
+        arriving = await snapshot.installation.get(ARRIVING_FACT)
     if moved is not None:
         raise refuse_moved(moved)
+    if arriving is not None:
+        raise refuse_arriving()
 
 
 async def _check_key(ledger: Ledger, keyring: Keyring) -> None:

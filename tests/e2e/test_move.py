@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import asyncpg
 import pytest
 import sqlalchemy as sa
 
+from carehook.bootstrap import move_embedded_store, open_carehook
 from carehook.events import CATALOGUE
+from carehook.ledger import moving
 from carehook.ledger.database import Database, parse_database_url
+from carehook.ledger.moving import MoveRefused
+from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.schema import migrate, read_version
 from carehook.ledger.tables import metadata
 from tests.receivers import Answer, RecordingReceiver
 from tests.servers.installation import Installation, eventually
 from tests.servers.postgres import PostgresServer
+from tests.stores import ALL, PowerCut, build_settings, create_organization
 
 REPORT = CATALOGUE["patient_report_sent"].example
 
@@ -180,3 +186,30 @@ def test_a_target_that_is_none_is_refused_in_a_sentence(carehook: Installation, 
     assert "secret-word" not in done.stderr
     assert "Traceback" not in done.stderr
     assert carehook.read("org", "list")["data"]
+
+
+@pytest.mark.parametrize("step", ["_close", "_open"])
+async def test_a_move_that_is_interrupted_at_its_end_leaves_one_store_at_most_to_be_opened(
+    tmp_path: Path, target: str, step: str
+) -> None:
+    settings = build_settings(tmp_path)
+    at_target = build_settings(tmp_path, target)
+    async with open_carehook(settings) as carehook:
+        organization_id = await create_organization(carehook)
+    with patch.object(moving, step, side_effect=PowerCut), pytest.raises(PowerCut):
+        await move_embedded_store(settings, target)
+    with pytest.raises(LedgerUnavailable, match="a move to this store was interrupted"):
+        async with open_carehook(at_target):
+            pass
+    if step == "_close":
+        async with open_carehook(settings) as carehook:
+            await create_organization(carehook)
+        with pytest.raises(MoveRefused, match="already holds"):
+            await move_embedded_store(settings, target)
+        return
+    with pytest.raises(LedgerUnavailable, match="was moved to"):
+        async with open_carehook(settings):
+            pass
+    await move_embedded_store(settings, target)
+    async with open_carehook(at_target) as carehook:
+        assert [each.id for each in (await carehook.insights.organizations(ALL)).data] == [organization_id]

@@ -1,7 +1,8 @@
 """An embedded store's way to a server: every row is copied, counted, and only then is the old store closed for good.
 
-The laws: both stores change in one transaction each, the new one first, so that a move that is interrupted has not
-happened; and a store that was moved is never opened again, or its deliveries would be sent from two places.
+The law: at no moment can both stores be opened, or deliveries would be sent from two places. The copy arrives closed;
+then the old store is closed for good; then the copy is opened. What is interrupted before the second has not happened,
+and what is interrupted after it is done by moving again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from carehook.ledger.tables import installation, metadata
 from carehook.refusals import Conflict
 
 MOVED_FACT: Final = "moved"
+ARRIVING_FACT: Final = "arriving"
+"""What an installation knows of itself once it was moved, and while it is being moved to."""
 
 _ROWS_AT_ONCE: Final = 500
 
@@ -32,22 +35,35 @@ class MoveRefused(Conflict):
 async def move_store(source: Database, target: Database, now: datetime) -> Mapping[str, int]:
     """Copy every row of an embedded store to an empty server, and close the old store; the rows of each table.
 
-    Raises `MoveRefused` where the target holds
-    anything, or did not take all; `LedgerUnavailable` where either store cannot be used, or the old one is in use.
+    Where that was interrupted at its end it is done now, and nothing is copied again. Raises `MoveRefused` where the
+    target holds anything, or did not take all; `LedgerUnavailable` where either store cannot be used, or the old one
+    is in use, or was moved.
     """
     with occupy(source, alone=True):
         await check_schema(source)
         await _make_tables(target)
         async with source.write() as old:
-            await _check_not_moved(old)
-            async with target.write() as new:
-                await _check_empty(new)
-                counts = {table.name: await _copy(table, old, new) for table in metadata.sorted_tables}
-                await _check_complete(new, counts)
-            where = target.url.set(drivername="postgresql").render_as_string(hide_password=True)
-            fact = {"name": MOVED_FACT, "value": f"{where} on {now:%Y-%m-%d %H:%M} UTC".encode()}
-            await old.execute(installation.insert(), fact)
+            moved = await _read_fact(old, MOVED_FACT)
+            if moved is None:
+                where = target.url.set(drivername="postgresql").render_as_string(hide_password=True)
+                moved = f"{where} on {now:%Y-%m-%d %H:%M:%S} UTC".encode()
+                counts = await _copy_all(old, target, moved)
+                await _close(old, moved)
+            elif await _is_arriving(target, moved):
+                counts = {}
+            else:
+                raise refuse_moved(moved)
+        await _open(target)
     return counts
+
+
+def refuse_arriving() -> LedgerUnavailable:
+    """What is said of a store that a move has not reached wholly."""
+    return LedgerUnavailable(
+        "a move to this store was interrupted: run `carehook move` again, or, where the embedded store is at work "
+        "again, make the database anew",
+        rule="has not wholly arrived",
+    )
 
 
 def refuse_moved(fact: bytes) -> LedgerUnavailable:
@@ -55,6 +71,34 @@ def refuse_moved(fact: bytes) -> LedgerUnavailable:
     return LedgerUnavailable(
         f"this store was moved to {fact.decode()}: set CAREHOOK_DATABASE_URL to where it is now", rule="was moved"
     )
+
+
+async def _copy_all(old: AsyncConnection, target: Database, moved: bytes) -> Mapping[str, int]:
+    async with target.write() as new:
+        await _check_empty(new)
+        counts = {table.name: await _copy(table, old, new) for table in metadata.sorted_tables}
+        await _check_complete(new, counts)
+        await new.execute(installation.insert(), {"name": ARRIVING_FACT, "value": moved})
+    return counts
+
+
+async def _close(old: AsyncConnection, moved: bytes) -> None:
+    await old.execute(installation.insert(), {"name": MOVED_FACT, "value": moved})
+
+
+async def _open(target: Database) -> None:
+    async with target.write() as new:
+        await new.execute(installation.delete().where(installation.c.name == ARRIVING_FACT))
+
+
+async def _is_arriving(target: Database, moved: bytes) -> bool:
+    async with target.read() as new:
+        return await _read_fact(new, ARRIVING_FACT) == moved
+
+
+async def _read_fact(connection: AsyncConnection, name: str) -> bytes | None:
+    query = sa.select(installation.c.value).where(installation.c.name == name)
+    return (await connection.execute(query)).scalar_one_or_none()
 
 
 async def _copy(table: sa.Table, old: AsyncConnection, new: AsyncConnection) -> int:
@@ -89,12 +133,6 @@ async def _make_tables(target: Database) -> None:
         raise MoveRefused(
             f"The target already holds the tables of another version ({version}). Move to an empty database"
         )
-
-
-async def _check_not_moved(old: AsyncConnection) -> None:
-    query = sa.select(installation.c.value).where(installation.c.name == MOVED_FACT)
-    if (moved := (await old.execute(query)).scalar_one_or_none()) is not None:
-        raise refuse_moved(moved)
 
 
 async def _check_empty(new: AsyncConnection) -> None:

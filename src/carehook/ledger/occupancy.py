@@ -23,7 +23,12 @@ def occupy(database: Database, *, alone: bool = False) -> Iterator[None]:
     if not database.is_sqlite:
         yield
         return
-    descriptor = os.open(f"{database.url.database}.users", os.O_CREAT | os.O_RDWR, 0o600)
+    path = f"{database.url.database}.users"
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise LedgerUnavailable(f"the file {path} cannot be opened: {reason}", rule="cannot be opened") from None
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
