@@ -72,9 +72,12 @@ async def publish_batch(request: Request) -> Response:
         events = parse_events(body)
     except InvalidEvent as refusal:
         return _refuse(refusal, body)
-    accepted = await find_application(request.scope).intake.accept(
+    accepting = find_application(request.scope).intake.accept(
         request.scope["path_params"]["organization_id"], events, _read_key(request)
     )
+    # Several times the size of what is stored of them, which is all that is needed while it waits its turn.
+    del body, events
+    accepted = await accepting
     return _accept({"ids": accepted.event_ids})
 
 

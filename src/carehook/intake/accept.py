@@ -92,6 +92,7 @@ class Intake:
             check_key(idempotency_key)
         now = self._clock()
         frozen = tuple(freeze_event(organization_id, event, now) for event in events)
+        del events
         answer = await self._batcher.submit(Submission(organization_id, frozen, idempotency_key))
         if isinstance(answer, Refusal):
             raise answer
