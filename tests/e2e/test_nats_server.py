@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import nats
@@ -18,7 +19,9 @@ import pytest
 from nats.aio.client import Client
 from nats.js.errors import ServiceUnavailableError
 
+from tests.servers.hosts import THIS_MACHINE
 from tests.servers.nats import NatsOptions, NatsServers
+from tests.servers.ports import find_free_port
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -65,6 +68,13 @@ async def count_streams(client: Client) -> int:
         while True:
             with contextlib.suppress(TimeoutError, nats.errors.TimeoutError, ServiceUnavailableError):
                 return (await client.jetstream().account_info()).streams
+
+
+def test_a_port_that_somebody_has_taken_meanwhile_is_exchanged_for_another() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = [taken.getsockname()[1], *(find_free_port() for _ in range(20))]
+        with patch.object(type(THIS_MACHINE), "choose_port", side_effect=ports), NatsServers() as servers:
+            assert urlsplit(servers.url).port in ports[1:]
 
 
 def test_nothing_is_left_of_tests_that_were_killed() -> None:

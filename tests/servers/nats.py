@@ -23,6 +23,7 @@ from typing import Self
 from tests.servers.hosts import THIS_MACHINE, Host
 
 START_TIMEOUT = 30.0
+_TRIES = 4
 STOP_TIMEOUT = 10.0
 
 # Waits until the tests' process lets go of its end of the pipe, even by `kill -9`; then nothing may stay.
@@ -93,7 +94,7 @@ class _Node:
     def is_healthy(self) -> bool:
         """Whether it takes connections and its JetStream, where it has one, is ready. Raises where it has ended."""
         if self._process is None or self._process.poll() is not None:
-            raise RuntimeError(f"NATS did not start:\n{self.read_log()}")
+            raise EndedAtStart(f"NATS did not start:\n{self.read_log()}")
         try:
             with urllib.request.urlopen(self._monitor, timeout=1) as answer:
                 return bool(json.load(answer)["status"] == "ok")
@@ -125,6 +126,10 @@ class _Node:
         return "\n".join(lines)
 
 
+class EndedAtStart(RuntimeError):
+    """A server that was started has ended; its log says why."""
+
+
 def _find_program() -> Path:
     return Path(sysconfig.get_path("scripts")) / "nats-server"
 
@@ -142,11 +147,7 @@ class NatsServers:
 
     def __enter__(self) -> Self:
         self._directory = Path(tempfile.mkdtemp(prefix="carehook-nats-"))
-        routes = [f"{host.address}:{host.choose_port()}" for host in self._hosts] if self._count > 1 else []
-        self._nodes = [
-            _Node(f"n{number}", self._directory, self._options, host, host.choose_port(), route, routes)
-            for number, (host, route) in enumerate(zip(self._hosts, routes or [""], strict=True))
-        ]
+        self._nodes = self._build_nodes()
         self._watchdog = subprocess.Popen(
             ["/bin/sh", "-c", WATCHDOG, "watchdog", self._directory],
             stdin=subprocess.PIPE,
@@ -156,11 +157,31 @@ class NatsServers:
             start_new_session=True,
         )
         try:
-            self.start()
+            self._start_first()
         except BaseException:
             self._remove()
             raise
         return self
+
+    def _build_nodes(self) -> list[_Node]:
+        routes = [f"{host.address}:{host.choose_port()}" for host in self._hosts] if self._count > 1 else []
+        return [
+            _Node(f"n{number}", self._directory, self._options, host, host.choose_port(), route, routes)
+            for number, (host, route) in enumerate(zip(self._hosts, routes or [""], strict=True))
+        ]
+
+    def _start_first(self) -> None:
+        """Start all, on other ports where somebody has taken one meanwhile, as any connection of anybody's may."""
+        for _ in range(_TRIES):
+            try:
+                self.start()
+            except EndedAtStart:
+                self.kill()
+                self.forget()
+                self._nodes = self._build_nodes()
+            else:
+                return
+        self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -179,14 +200,20 @@ class NatsServers:
 
     def start(self, *numbers: int) -> None:
         """Start those of the servers that do not run, or all; returns when they serve."""
-        for number in numbers or range(self._count):
-            if not self._nodes[number].is_running:
-                self._nodes[number].spawn()
+        started = [self._nodes[number] for number in numbers or range(self._count)]
+        for node in started:
+            if not node.is_running:
+                node.spawn()
         deadline = time.monotonic() + START_TIMEOUT
-        while not all(node.is_healthy() for node in self._nodes if node.is_running):
+        while not all(node.is_healthy() for node in self._nodes if node.is_running or node in started):
+            if not all(node.is_running for node in started):
+                raise EndedAtStart(self._describe("NATS ended as it was started:"))
             if time.monotonic() > deadline:
-                raise RuntimeError("\n".join(["NATS is not ready:", *(node.read_log() for node in self._nodes)]))
+                raise RuntimeError(self._describe("NATS is not ready:"))
             time.sleep(0.02)
+
+    def _describe(self, what: str) -> str:
+        return "\n".join([what, *(node.read_log() for node in self._nodes)])
 
     def stop(self, *numbers: int) -> None:
         """Stop some of the servers, or all, as an operator would."""
