@@ -38,11 +38,12 @@ async def test_what_was_heard_and_claimed_is_left_in_no_stream(cluster: Cluster)
     api, worker = await cluster.join(), await cluster.join()
     await api.add_endpoints("ep_1", "ep_2")
     await start_listening(worker)
-    await api.publish("ep_1", "ep_2", "ep_2")
+    ids = await api.publish("ep_1", "ep_2", "ep_2")
     working = asyncio.create_task(work(worker))
     await until_delivered(api)
     await cluster.until_left(0)
     working.cancel()
+    assert await working == Counter(ids)
 
 
 async def test_an_endpoints_backlog_is_announced_once(cluster: Cluster) -> None:

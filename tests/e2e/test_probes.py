@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from carehook.events import CATALOGUE
-from tests.receivers import Receiver, RecordingReceiver
+from tests.receivers import RecordingReceiver, WaitingReceiver
 from tests.servers.installation import Installation, Service, eventually
 from tests.servers.nats import NatsServers
 from tests.servers.ports import find_free_port
@@ -26,32 +24,14 @@ REPORT = json.dumps(CATALOGUE["patient_report_sent"].example)
 SHUTTING_DOWN = "Not ready: the process is shutting down."
 
 
-class HangingReceiver(Receiver):
-    """Answers nobody until `gate` is set."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = threading.Event()
-
-    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self.receive(reader)
-        await asyncio.to_thread(self.gate.wait)
-        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
-        await writer.drain()
-
-    def stop(self) -> None:
-        self.gate.set()
-        super().stop()
-
-
 @pytest.fixture
 def carehook(tmp_path: Path) -> Installation:
     return Installation(tmp_path, CAREHOOK_WORKER_PORT="0")
 
 
 @pytest.fixture
-def hanging() -> Iterator[HangingReceiver]:
-    with HangingReceiver() as receiver:
+def hanging() -> Iterator[WaitingReceiver]:
+    with WaitingReceiver() as receiver:
         yield receiver
 
 
@@ -163,7 +143,7 @@ def test_a_process_whose_queue_is_away_goes_on_and_says_so(carehook: Installatio
         eventually(lambda: get(url, "/readyz") == (200, '{"status":"ready"}'), "queue")
 
 
-def test_a_worker_that_drains_is_not_ready_until_it_is_done(carehook: Installation, hanging: HangingReceiver) -> None:
+def test_a_worker_that_drains_is_not_ready_until_it_is_done(carehook: Installation, hanging: WaitingReceiver) -> None:
     publish(carehook, hanging.url)
     with carehook.start("worker") as worker:
         (url,) = find_probes(worker)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -10,7 +9,6 @@ import socket
 import sqlite3
 import stat
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from carehook.events import CATALOGUE
-from tests.receivers import Receiver, RecordingReceiver
+from tests.receivers import RecordingReceiver, WaitingReceiver
 from tests.servers.installation import COMMAND, Installation, Service, eventually, is_alive
 from tests.servers.postgres import PostgresServer
 
@@ -28,23 +26,8 @@ KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 OTHER_KEY = "OTg3NjU0MzIxMDk4NzY1NDMyMTA5ODc2NTQzMjEwOTg="
 
 
-class GatedReceiver(Receiver):
-    """Answers nobody until `gate` is set."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = threading.Event()
-
-    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            await self.receive(reader)
-            await asyncio.to_thread(self.gate.wait)
-            writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
-            await writer.drain()
-
-    def stop(self) -> None:
-        self.gate.set()
-        super().stop()
+class GatedReceiver(WaitingReceiver):
+    """One that tells how many wait."""
 
     def wait_for(self, count: int) -> None:
         eventually(lambda: len(self.requests) >= count, f"{count} requests")

@@ -165,8 +165,9 @@ async def test_another_url_closes_the_circuit(platform: Platform, failing: Recor
     with RecordingReceiver() as another:
         await platform.application.endpoints.change(endpoint_id, EndpointChanges(url=another.url))
         await wait_for_circuit(platform, endpoint_id, CircuitState.CLOSED)
-        await platform.publish()
+        (event_id,) = await platform.publish()
         await platform.wait_for(DeliveryState.SUCCEEDED)
+    assert event_id in [request.headers["webhook-id"] for request in another.requests]
 
 
 async def test_five_days_of_nothing_but_failure_disable_it_and_the_reason_is_shown(

@@ -8,6 +8,7 @@ from tests.receivers.certificates import Certificates
 from tests.receivers.hostile import HOSTILITIES, HostileReceiver
 from tests.receivers.recording import Answer, RecordingReceiver
 from tests.receivers.server import ReceivedRequest, Receiver
+from tests.receivers.waiting import WaitingReceiver
 
 __all__ = [
     "HOSTILITIES",
@@ -17,4 +18,5 @@ __all__ = [
     "ReceivedRequest",
     "Receiver",
     "RecordingReceiver",
+    "WaitingReceiver",
 ]

@@ -73,7 +73,7 @@ class QueuePostgresql(QueueSql):
             return plain
         return _join(
             plain,
-            await self._database.run(lambda session: claiming_sql.claim(session, limited, now, until), durable=False),
+            await self._database.run(lambda session: claiming_sql.claim(session, limited, now, until)),
         )
 
     async def _build_plain(self, rows: Sequence[Record], asked: Mapping[str, int], until: datetime) -> Claim:
