@@ -30,17 +30,17 @@ from carehook.intake.accept import Intake
 from carehook.intake.care import CareRecords
 from carehook.intake.examples import Examples
 from carehook.keyring import Keyring, WrongKeyError, load_keyring
-from carehook.ledger.database import Database, parse_database_url
-from carehook.ledger.jetstream_servers import JetStreamUnavailable, build_tls, parse_queue_url
-from carehook.ledger.ledger_postgresql import LedgerPostgresql
-from carehook.ledger.ledger_sql import LedgerSql, OnDue
+from carehook.ledger.connections.database import Database, parse_database_url
+from carehook.ledger.jetstream.queue import QueueJetStream, SurveyedQueue
+from carehook.ledger.jetstream.servers import JetStreamUnavailable, build_tls, parse_queue_url
 from carehook.ledger.moving import ARRIVING_FACT, MOVED_FACT, MoveRefused, move_store, refuse_arriving, refuse_moved
 from carehook.ledger.occupancy import occupy
 from carehook.ledger.port import Ledger, Queue
-from carehook.ledger.queue_jetstream import QueueJetStream, SurveyedQueue
-from carehook.ledger.queue_postgresql import QueuePostgresql
-from carehook.ledger.queue_sql import QueueSql
-from carehook.ledger.schema import migrate, read_version
+from carehook.ledger.postgresql.ledger import LedgerPostgresql
+from carehook.ledger.postgresql.queue import QueuePostgresql
+from carehook.ledger.sql.ledger import LedgerSql, OnDue
+from carehook.ledger.sql.queue import QueueSql
+from carehook.ledger.sql.schema import migrate, read_version
 from carehook.metrics import Metrics
 
 _KEY_FACT = "encryption_key_id"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from carehook.ledger.database import Database, parse_database_url
-from carehook.ledger.schema import migrate
+from carehook.ledger.connections.database import Database, parse_database_url
+from carehook.ledger.sql.schema import migrate
 from tests.conformance.jetstream import Cluster, name_installation
 from tests.conformance.store import Store
 from tests.servers.nats import NatsServers

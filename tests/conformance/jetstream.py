@@ -15,10 +15,10 @@ import nats
 from nats.js import JetStreamContext
 
 from carehook.bootstrap import build_ledger, build_queue
-from carehook.ledger.database import Database, parse_database_url
-from carehook.ledger.jetstream_servers import build_tls, parse_queue_url
-from carehook.ledger.jetstream_stream import Stream
-from carehook.ledger.queue_jetstream import QueueJetStream
+from carehook.ledger.connections.database import Database, parse_database_url
+from carehook.ledger.jetstream.queue import QueueJetStream
+from carehook.ledger.jetstream.servers import build_tls, parse_queue_url
+from carehook.ledger.jetstream.stream import Stream
 from carehook.ledger.records import ClaimedDelivery
 from tests.conformance.store import LEASE, NOW, Store, build_finished
 

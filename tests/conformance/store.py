@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from carehook.bootstrap import build_ledger, build_queue
 from carehook.ids import ATTEMPT, DELIVERY, EVENT, new_id
-from carehook.ledger.database import Database, parse_database_url
+from carehook.ledger.connections.database import Database, parse_database_url
 from carehook.ledger.port import Ledger, Queue
 from carehook.ledger.records import (
     Additions,

@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from carehook.ledger import queue_sql
 from carehook.ledger.records import ClaimedDelivery
+from carehook.ledger.sql import queue
 from carehook.ledger.states import EndpointStatus, Ordering, Transition
 from tests.conformance.store import LEASE, NOW, SECOND, Store, build_finished
 
@@ -29,7 +29,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def rare_surveys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue_sql, "SURVEY_EVERY", 1e9)
+    monkeypatch.setattr(queue, "SURVEY_EVERY", 1e9)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ async def test_a_fresh_process_finds_what_there_is(quiet: Store) -> None:
 async def test_surveys_find_what_another_process_did(
     store: Store, survey_every: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue_sql, "SURVEY_EVERY", survey_every)
+    monkeypatch.setattr(queue, "SURVEY_EVERY", survey_every)
     await store.add_endpoints("ep_1")
     worker = await store.second()
     assert await worker.claim_known() == []

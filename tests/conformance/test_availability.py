@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from carehook.ledger.database import Database, parse_database_url
-from carehook.ledger.ledger_sql import LedgerSql
+from carehook.ledger.connections.database import Database, parse_database_url
 from carehook.ledger.port import LedgerUnavailable
-from carehook.ledger.schema import migrate
+from carehook.ledger.sql.ledger import LedgerSql
+from carehook.ledger.sql.schema import migrate
 from tests.conformance.store import Store
 from tests.servers.ports import find_free_port
 from tests.servers.postgres import PostgresServer

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from carehook.ledger.circuit import DISABLED_AFTER, FIRST_PROBE_AFTER, LONGEST_PROBE_AFTER, OPENS_AT
-from carehook.ledger.queue_statements import LOCK_LEASED_AND_HELD
 from carehook.ledger.records import AttemptOutcome, ClaimedDelivery, Lane
+from carehook.ledger.sql.queue_statements import LOCK_LEASED_AND_HELD
 from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
 from tests.conformance.store import LEASE, NOW, SECOND, Store, build_finished
 

@@ -4,8 +4,8 @@ import asyncio
 from collections import Counter
 from datetime import timedelta
 
+from carehook.ledger.sql.tables import lanes
 from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
-from carehook.ledger.tables import lanes
 from tests.conformance.store import LEASE, NOW, SECOND, Store
 
 

@@ -8,8 +8,8 @@ from datetime import timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from carehook.ledger.jetstream_stream import Stream
-from carehook.ledger.queue_sql import QueueSql
+from carehook.ledger.jetstream.stream import Stream
+from carehook.ledger.sql.queue import QueueSql
 from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
 from tests.conformance.jetstream import (
     Cluster,

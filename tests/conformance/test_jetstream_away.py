@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from carehook.ledger.jetstream_stream import Stream
+from carehook.ledger.jetstream.stream import Stream
 from tests.conformance.jetstream import (
     IN_TIME,
     Cluster,

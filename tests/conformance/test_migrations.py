@@ -17,12 +17,12 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy.engine import Connection
 
-from carehook.ledger import schema
-from carehook.ledger.database import Database, parse_database_url
+from carehook.ledger.connections.database import Database, parse_database_url
 from carehook.ledger.records import Lane
-from carehook.ledger.schema import HEAD, migrate, read_version
+from carehook.ledger.sql import schema
+from carehook.ledger.sql.schema import HEAD, migrate, read_version
+from carehook.ledger.sql.tables import deliveries, endpoints, events, metadata, organizations
 from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
-from carehook.ledger.tables import deliveries, endpoints, events, metadata, organizations
 from tests.conformance.store import LEASE, NOW, ORGANIZATION, SECOND, Store, build_finished
 from tests.servers.postgres import PostgresServer
 
@@ -91,8 +91,8 @@ async def test_migrating_again_changes_nothing(store: Store) -> None:
 async def test_several_processes_may_migrate_at_once(empty_url: str) -> None:
     program = f"""if True:
         import asyncio
-        from carehook.ledger.database import Database, parse_database_url
-        from carehook.ledger.schema import migrate
+        from carehook.ledger.connections.database import Database, parse_database_url
+        from carehook.ledger.sql.schema import migrate
 
         async def main():
             database = Database(parse_database_url({empty_url!r}))

@@ -12,11 +12,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from carehook.ledger import sessions
-from carehook.ledger.connections_postgresql import Connections
+from carehook.ledger.connections import sessions
+from carehook.ledger.connections.postgresql import Connections
+from carehook.ledger.connections.sessions import Row, SessionSqlite
 from carehook.ledger.port import Transaction
 from carehook.ledger.records import DeliveryFilter, PageRequest
-from carehook.ledger.sessions import Row, SessionSqlite
 from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
 from tests.conformance.store import LEASE, NOW, ORGANIZATION, SECOND, Store, build_delivery, build_event, build_finished
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from carehook.ledger.accept_postgresql import AcceptPostgresql
-from carehook.ledger.connections_postgresql import StatementError
+from carehook.ledger.connections.postgresql import StatementError
 from carehook.ledger.port import DuplicateKey, Transaction
+from carehook.ledger.postgresql.accept import AcceptPostgresql
 from carehook.ledger.records import Additions, Answered, Known, StoredEvent
+from carehook.ledger.sql.tables import deliveries, endpoints
 from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering
-from carehook.ledger.tables import deliveries, endpoints
 from tests.conformance.store import NOW, ORGANIZATION, Store, build_delivery_for, build_event
 from tests.stores import PowerCut
 

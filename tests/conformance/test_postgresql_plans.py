@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from carehook.ledger.accept_postgresql import ACCEPT
-from carehook.ledger.queue_texts_postgresql import CLAIM, FINISH, GIVE_BACK
+from carehook.ledger.postgresql.accept import ACCEPT
+from carehook.ledger.postgresql.queue_texts import CLAIM, FINISH, GIVE_BACK
 from carehook.ledger.states import DeliveryState
 from tests.conformance.store import Store, build_delivery, build_event
 

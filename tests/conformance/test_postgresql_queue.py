@@ -13,14 +13,14 @@ from unittest.mock import patch
 import pytest
 import sqlalchemy as sa
 
-from carehook.ledger import queue_sql
-from carehook.ledger.connections_postgresql import Connections
-from carehook.ledger.notifications_postgresql import build_payloads
+from carehook.ledger.connections.postgresql import Connections
+from carehook.ledger.connections.sessions import SessionSqlalchemy
 from carehook.ledger.port import LedgerUnavailable
-from carehook.ledger.queue_sql import QueueSql
-from carehook.ledger.queue_statements import LOCK_LEASED_AND_HELD
-from carehook.ledger.schema import migrate
-from carehook.ledger.sessions import SessionSqlalchemy
+from carehook.ledger.postgresql.notifications import build_payloads
+from carehook.ledger.sql import queue
+from carehook.ledger.sql.queue import QueueSql
+from carehook.ledger.sql.queue_statements import LOCK_LEASED_AND_HELD
+from carehook.ledger.sql.schema import migrate
 from carehook.ledger.states import DeliveryState
 from tests.conformance.store import NOW, SECOND, Store, build_finished
 from tests.servers.postgres import PostgresServer
@@ -32,7 +32,7 @@ NEVER = timedelta(hours=1)
 @pytest.fixture(autouse=True)
 def rare_surveys(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is found here was told."""
-    monkeypatch.setattr(queue_sql, "SURVEY_EVERY", 1e9)
+    monkeypatch.setattr(queue, "SURVEY_EVERY", 1e9)
 
 
 async def find_listeners(store: Store) -> set[int]:

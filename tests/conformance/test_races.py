@@ -18,8 +18,8 @@ from carehook.dispatch.addresses import AddressRules
 from carehook.keyring import Keyring
 from carehook.ledger.port import DuplicateKey, Transaction
 from carehook.ledger.records import Additions, Answered, ClaimedDelivery, FinishedAttempt, Known
+from carehook.ledger.sql.tables import deliveries, endpoints
 from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
-from carehook.ledger.tables import deliveries, endpoints
 from tests.conformance.store import (
     NOW,
     ORGANIZATION,

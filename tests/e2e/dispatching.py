@@ -28,8 +28,8 @@ from carehook.events import CATALOGUE, parse_event
 from carehook.insights import DeliveryDetailView
 from carehook.keyring import load_keyring
 from carehook.ledger.port import Queue
-from carehook.ledger.queue_sql import QueueSql
 from carehook.ledger.records import ClaimedDelivery, DeliveryFilter, FinishedAttempt, PageRequest
+from carehook.ledger.sql.queue import QueueSql
 from carehook.ledger.states import DeliveryState
 from carehook.metrics import Metrics
 from tests.receivers import Receiver

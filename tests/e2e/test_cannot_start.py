@@ -11,9 +11,9 @@ from alembic import command as alembic_command
 from alembic.config import Config
 from sqlalchemy.engine import Connection
 
-import carehook.ledger.migrations as migrations
-from carehook.ledger.database import Database, parse_database_url
-from carehook.ledger.schema import HEAD
+import carehook.ledger.sql.migrations as migrations
+from carehook.ledger.connections.database import Database, parse_database_url
+from carehook.ledger.sql.schema import HEAD
 from tests.servers.installation import Installation
 from tests.servers.ports import find_free_port
 from tests.servers.postgres import PostgresServer

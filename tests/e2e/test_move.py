@@ -14,11 +14,11 @@ import sqlalchemy as sa
 from carehook.bootstrap import move_embedded_store, open_carehook
 from carehook.events import CATALOGUE
 from carehook.ledger import moving
-from carehook.ledger.database import Database, parse_database_url
+from carehook.ledger.connections.database import Database, parse_database_url
 from carehook.ledger.moving import MoveRefused
 from carehook.ledger.port import LedgerUnavailable
-from carehook.ledger.schema import migrate, read_version
-from carehook.ledger.tables import metadata
+from carehook.ledger.sql.schema import migrate, read_version
+from carehook.ledger.sql.tables import metadata
 from tests.receivers import Answer, RecordingReceiver
 from tests.servers.installation import Installation, eventually
 from tests.servers.postgres import PostgresServer

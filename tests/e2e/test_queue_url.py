@@ -18,8 +18,8 @@ from trustme import CA
 from carehook.bootstrap import StartupError, open_carehook
 from carehook.config import Settings
 from carehook.events import CATALOGUE
-from carehook.ledger import jetstream_link
-from carehook.ledger.jetstream_stream import Stream
+from carehook.ledger.jetstream import link as jetstream_link
+from carehook.ledger.jetstream.stream import Stream
 from tests.receivers import RecordingReceiver
 from tests.servers.installation import Installation, eventually
 from tests.servers.nats import NatsOptions, NatsServers

@@ -17,8 +17,8 @@ from carehook.directory.endpoints import EndpointChanges
 from carehook.dispatch.delivery import ATTEMPT_LIMIT, STOPPED
 from carehook.dispatch.worker import LEASE
 from carehook.insights import DeliveryDetailView
-from carehook.ledger.finishing_sql import LOST_LEASE
 from carehook.ledger.records import AttemptOutcome
+from carehook.ledger.sql.finishing import LOST_LEASE
 from carehook.ledger.states import DeliveryState
 from tests.e2e.dispatching import (
     GatedReceiver,

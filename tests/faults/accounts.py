@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from carehook.ledger.database import Database, parse_database_url
+from carehook.ledger.connections.database import Database, parse_database_url
 from tests.faults.callers import Callers
 
 _SHOWN = 20

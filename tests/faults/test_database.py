@@ -8,7 +8,7 @@ from random import Random
 import pytest
 import sqlalchemy as sa
 
-from carehook.ledger.database import Database, parse_database_url
+from carehook.ledger.connections.database import Database, parse_database_url
 from tests.faults.faults import (
     kill_a_process_of_the_database,
     kill_the_database,

@@ -13,7 +13,7 @@ from typing import Any
 from carehook.bootstrap import open_carehook
 from carehook.config import load_settings
 from carehook.intake.care import Finish, NewSoapReport
-from carehook.ledger import care_sql, events_sql
+from carehook.ledger.sql import care, deliveries, events
 
 REPORT = {
     "type": "soap",
@@ -36,7 +36,7 @@ def stop_after(owner: type[Any], name: str) -> None:
 async def main(method: str, organization: str) -> None:
     """Tell, and never end."""
     owner, name = method.split(".")
-    stop_after(getattr(events_sql, owner, None) or getattr(care_sql, owner), name)
+    stop_after(next(getattr(each, owner) for each in (care, deliveries, events) if hasattr(each, owner)), name)
     async with open_carehook(load_settings()) as carehook:
         if name == "finish_consultation":
             await carehook.care.finish_consultation(organization, "consultation", Finish())

@@ -83,7 +83,7 @@ def test_every_file_that_a_document_names_is_there() -> None:
         f"{document.name}: {name}"
         for document in DOCUMENTS
         for name in re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.(?:py|md)|(?:[a-z_]+/)+)`", document.read_text())
-        if not any((base / name).exists() for base in (ROOT, package)) and not list(package.glob(f"*/{name}"))
+        if not any((base / name).exists() for base in (ROOT, package)) and not list(package.rglob(name))
     ]
 
     assert missing == []

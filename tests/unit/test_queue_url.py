@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamSource
 
-from carehook.ledger.jetstream_servers import Server, describe_error, parse_queue_url
-from carehook.ledger.jetstream_stream import Stream, find_objections
+from carehook.ledger.jetstream.servers import Server, describe_error, parse_queue_url
+from carehook.ledger.jetstream.stream import Stream, find_objections
 
 
 def describe(server: Server) -> tuple[str, str | None, str | None]:

@@ -1,6 +1,6 @@
 """A memory of a bounded weight forgets what was not used for longest."""
 
-from carehook.ledger.recently_used import RecentlyUsed
+from carehook.ledger.postgresql.recently_used import RecentlyUsed
 
 
 def test_what_was_put_is_remembered_until_it_is_forgotten() -> None:

@@ -6,14 +6,14 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-import carehook.ledger.migrations
-from carehook.ledger.database import parse_database_url
-from carehook.ledger.schema import HEAD
+import carehook.ledger.sql.migrations
+from carehook.ledger.connections.database import parse_database_url
+from carehook.ledger.sql.schema import HEAD
 
 
 def test_head_is_the_newest_migration() -> None:
     config = Config()
-    config.set_main_option("script_location", str(Path(carehook.ledger.migrations.__file__).parent))
+    config.set_main_option("script_location", str(Path(carehook.ledger.sql.migrations.__file__).parent))
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
 
 

@@ -14,11 +14,11 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from carehook.ledger.database import Database
+from carehook.ledger.connections.database import Database
 from carehook.ledger.occupancy import occupy
 from carehook.ledger.port import LedgerUnavailable
-from carehook.ledger.schema import HEAD, check_schema, migrate, read_version
-from carehook.ledger.tables import installation, metadata
+from carehook.ledger.sql.schema import HEAD, check_schema, migrate, read_version
+from carehook.ledger.sql.tables import installation, metadata
 from carehook.refusals import Conflict
 
 MOVED_FACT: Final = "moved"

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from carehook.ledger.database import Database
+from carehook.ledger.connections.database import Database
 from carehook.ledger.port import LedgerUnavailable
 
 

@@ -1,0 +1,1 @@
+"""Connections to a store, and what is told to its driver."""

@@ -1,0 +1,244 @@
+"""Connections. One engine reads and one writes; on SQLite there is one writer, which takes its lock before it reads.
+
+SQLite runs in WAL mode with `synchronous=FULL`: a commit that returned survives a power cut, unless it was asked not
+to wait for the disk. No error tells the
+parameters of its statement, for bodies are among them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from carehook.ledger.connections import sqlite_driver
+from carehook.ledger.connections.postgresql import DRIVER_ERRORS, Connections, is_unusable, watch_socket
+from carehook.ledger.connections.sessions import Session, SessionSqlalchemy, SqliteWriter, end
+from carehook.ledger.port import LedgerUnavailable
+
+BUSY_TIMEOUT_SECONDS = 30
+"""How long a statement waits for another process's write on SQLite before it fails."""
+
+_PRAGMAS = (
+    f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}",
+    # Three bodies a page instead of one and a half; kept from the first write on, ignored afterwards.
+    "PRAGMA page_size = 8192",
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA wal_autocheckpoint = 2000",
+    "PRAGMA cache_size = -8000",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA temp_store = MEMORY",
+)
+
+
+def parse_database_url(text: str) -> URL:
+    """The URL with its asynchronous driver named: aiosqlite for `sqlite:`, asyncpg for `postgresql:` or `postgres:`.
+
+    Raises ValueError, with a sentence for people, for anything else.
+    """
+    try:
+        url = sa.make_url(text)
+    except (sa.exc.ArgumentError, ValueError):
+        raise ValueError(
+            "the database URL cannot be read; it looks like postgresql://user:password@host/name"
+        ) from None
+    backend = url.drivername.partition("+")[0]
+    match backend:
+        case "sqlite":
+            if not url.database or url.database == ":memory:":
+                raise ValueError(
+                    "a SQLite database must be a file, or events would be lost: sqlite:///path/to/carehook.db"
+                )
+            return url.set(drivername="sqlite+aiosqlite")
+        case "postgresql" | "postgres":
+            return _take_ssl_mode(url).set(drivername="postgresql+asyncpg")
+    raise ValueError(f"the database URL begins with {backend}:; use sqlite: or postgresql:")
+
+
+def _take_ssl_mode(url: URL) -> URL:
+    """`sslmode`, as libpq and most hosts of PostgreSQL write it, under the driver's name for the same modes."""
+    mode = url.query.get("sslmode")
+    return url if mode is None else url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+
+
+_SERVER_SETTINGS: Final = {
+    "application_name": "carehook",
+    # So that what is counted under a lock is counted as it is then, whatever the server's default is.
+    "default_transaction_isolation": "read committed",
+    # A process that stands still in a transaction, or whose host is gone, holds what it has locked for no longer.
+    "idle_in_transaction_session_timeout": "60s",
+    "tcp_keepalives_idle": "30s",
+    "tcp_keepalives_interval": "10s",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "60s",
+}
+
+Result = TypeVar("Result")
+
+
+class Database:
+    """The engines of one store. Opens nothing until it is first used."""
+
+    def __init__(self, url: URL, *, pool_size: int = 8) -> None:
+        self.url = url
+        self.is_sqlite = url.get_backend_name() == "sqlite"
+        self._session_writer: SqliteWriter | None = None
+        self._connections: Connections | None = None
+        if self.is_sqlite:
+            self._reader = _create_sqlite_engine(url, pool_size=pool_size, read_only=True)
+            self._writer = _create_sqlite_engine(url, pool_size=1, read_only=False)
+            self._session_writer = SqliteWriter(partial(_open_sqlite, url), self._writer.dialect)
+            # SQLite lets one write at a time. Its own waiting is by polls; this is by turns.
+            self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock()
+        else:
+            self._turn = nullcontext()
+            self._writer = create_async_engine(
+                url,
+                pool_size=pool_size,
+                pool_pre_ping=True,
+                hide_parameters=True,
+                connect_args={"server_settings": dict(_SERVER_SETTINGS)},
+            )
+            event.listen(self._writer.sync_engine, "connect", lambda made, _: watch_socket(made.driver_connection))
+            self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            self._connections = Connections(url, self._writer.dialect, self.explain)
+
+    @property
+    def connections(self) -> Connections:
+        """Connections straight to PostgreSQL's driver."""
+        if self._connections is None:
+            raise TypeError("a SQLite database has no connections to PostgreSQL")
+        return self._connections
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that may write: committed when the block ends, rolled back when it raises.
+
+        Raises LedgerUnavailable where the store does not answer; what the block raises passes.
+        """
+        async with self._turn, self._connect(self._writer) as connection, connection.begin():
+            yield connection
+
+    async def run(self, work: Callable[[Session], Result], *, durable: bool = True) -> Result:
+        """What `work` returns of a transaction of its own, once that is committed. Raises as `write` does.
+
+        Where it need not be `durable`, a power cut may undo it, but nothing that was committed before it or after.
+        """
+        if self._session_writer is None:
+            async with self.write() as connection:
+                return await connection.run_sync(lambda synchronous: work(SessionSqlalchemy(synchronous)))
+        try:
+            async with self._turn:
+                return await self._session_writer.run(work, durable=durable)
+        except sqlite3.OperationalError as error:
+            raise self.explain(error) from error
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that reads, and sees one state of the store throughout. Raises as `write` does."""
+        async with self._connect(self._reader) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _connect(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        try:
+            connection = await engine.connect()
+        except (sa.exc.SQLAlchemyError, *DRIVER_ERRORS) as error:
+            raise self.explain(error) from error
+        try:
+            yield connection
+        except sa.exc.DBAPIError as error:
+            if _is_the_stores_fault(error):
+                raise self.explain(error) from error
+            raise
+        finally:
+            # A connection whose transaction was cancelled goes back to the pool all the same.
+            await end(connection.close())
+
+    def explain(self, error: Exception) -> LedgerUnavailable:
+        """One sentence, for the operator, about a store that does not answer; without its password."""
+        url = self.url.set(drivername=self.url.get_backend_name())
+        return LedgerUnavailable(f"the database {url.render_as_string(hide_password=True)} {describe_error(error)}")
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._session_writer is not None:
+            await self._session_writer.close()
+        if self._connections is not None:
+            await self._connections.close()
+        await self._reader.dispose()
+        if self._writer is not self._reader:
+            await self._writer.dispose()
+
+
+_NOT_LET_IN: Final = frozenset({"28000", "28P01", "3D000"})
+"""PostgreSQL's errors about the user, the password and the name of the database."""
+
+
+def describe_error(error: Exception) -> str:
+    """What a store does instead of answering: "does not answer: connection refused"."""
+    cause = getattr(error, "orig", None) or error
+    words = " ".join(str(cause).split())
+    if getattr(cause, "sqlstate", None) in _NOT_LET_IN:
+        return f"refuses: {words}"
+    if isinstance(cause, OSError) and cause.errno:
+        # Of a name that is unknown the number is negative; of the rest Python's text repeats the address.
+        words = (os.strerror(cause.errno) if cause.errno > 0 else cause.strerror or words).lower()
+    return f"does not answer: {words or 'it took too long'}"
+
+
+def _is_the_stores_fault(error: sa.exc.DBAPIError) -> bool:
+    state = getattr(error.orig, "sqlstate", None)
+    if isinstance(error, sa.exc.InternalError) and not state:
+        # The driver's own word for a connection that broke in the middle of its conversation.
+        return True
+    return isinstance(error, sa.exc.OperationalError) or error.connection_invalidated or is_unusable(state)
+
+
+def _open_sqlite(url: URL) -> sqlite3.Connection:
+    connection = sqlite3.connect(str(url.database), timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+    for pragma in _PRAGMAS:
+        connection.execute(pragma)
+    return connection
+
+
+def _create_sqlite_engine(url: URL, *, pool_size: int, read_only: bool) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        hide_parameters=True,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=BUSY_TIMEOUT_SECONDS,
+        connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "async_creator_fn": sqlite_driver.connect},
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        # Without this the driver begins transactions by itself, too late and deferred.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        try:
+            for pragma in (*_PRAGMAS, f"PRAGMA query_only = {int(read_only)}"):
+                cursor.execute(pragma)
+        except BaseException:
+            # SQLAlchemy does not know of it yet, so nobody else would.
+            connection.close()
+            raise
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        driver.begin_with_next("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine

@@ -1,0 +1,189 @@
+"""The queue on PostgreSQL: a batch is claimed, finished or given back by one statement, in one trip with one commit.
+
+What is rare goes the way of every store (`claiming`, `finishing`), in a transaction of its own: endpoints with
+limits or an open circuit, results that disable an endpoint, and what failures tell of how it goes at one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from operator import attrgetter, itemgetter
+from typing import Final
+
+from asyncpg import Record
+
+from carehook.ledger.connections.database import Database
+from carehook.ledger.connections.postgresql import take_columns
+from carehook.ledger.connections.sessions import Session
+from carehook.ledger.port import LedgerUnavailable
+from carehook.ledger.postgresql.notifications import Notifications
+from carehook.ledger.postgresql.queue_texts import CLAIM, FINISH, GIVE_BACK, RESULT_WIDTH, take_result
+from carehook.ledger.postgresql.recently_used import RecentlyUsed
+from carehook.ledger.records import ClaimedDelivery, Endpoint, FinishedAttempt
+from carehook.ledger.sql import claiming, finishing
+from carehook.ledger.sql.claiming import Claim
+from carehook.ledger.sql.directory import build_endpoint
+from carehook.ledger.sql.finishing import Recorded
+from carehook.ledger.sql.queue import QueueSql
+from carehook.ledger.sql.queue_statements import ENDPOINTS_OF
+from carehook.ledger.states import Ordering
+
+_ENDPOINTS_KEPT: Final = 10_000
+"""How many endpoints are known from memory, about one kilobyte each."""
+
+
+class QueuePostgresql(QueueSql):
+    """See `port.Queue`. With `notifications`, processes tell each other what is due."""
+
+    def __init__(self, database: Database, *, notifying: bool = True) -> None:
+        super().__init__(database)
+        self._connections = database.connections
+        self._notifications = Notifications(database.connections, self.wake) if notifying else None
+        self._endpoints: RecentlyUsed[str, Endpoint] = RecentlyUsed(_ENDPOINTS_KEPT)
+
+    def announce(self, endpoint_ids: Collection[str]) -> None:
+        """Say to this process, and then to the others, that these endpoints may have something due."""
+        self.wake(endpoint_ids)
+        if self._notifications is not None:
+            self._notifications.announce(endpoint_ids)
+
+    async def claim(
+        self, limit: int, *, room: Callable[[str], int], now: datetime, lease: timedelta
+    ) -> Sequence[ClaimedDelivery]:
+        """Lease due deliveries of endpoints that are on the agenda."""
+        if self._notifications is not None:
+            self._notifications.listen()
+        return await super().claim(limit, room=room, now=now, lease=lease)
+
+    async def close(self) -> None:
+        """Tell what is left to tell, and hear no more."""
+        if self._notifications is not None:
+            await self._notifications.close()
+
+    async def _claim(self, asked: dict[str, int], now: datetime, until: datetime) -> Claim:
+        # On disk before anything is sent: a server that crashes while its workers live on must not forget a lease, or
+        # its token would be given twice, and one would be sent again with nothing in the books to explain it.
+        rows = await self._connections.fetch(CLAIM, list(asked), list(asked.values()), now, until)
+        plain = await self._build_plain(rows, asked, until)
+        limited = {row["endpoint_id"]: asked[row["endpoint_id"]] for row in rows if row["is_limited"]}
+        if not limited:
+            return plain
+        return _join(
+            plain,
+            await self._database.run(lambda session: claiming.claim(session, limited, now, until)),
+        )
+
+    async def _build_plain(self, rows: Sequence[Record], asked: Mapping[str, int], until: datetime) -> Claim:
+        leased = sorted((row for row in rows if row["id"] is not None), key=itemgetter("due_at", "id"))
+        counts = Counter(row["endpoint_id"] for row in leased)
+        endpoints = await self._look_up(
+            {row["endpoint_id"]: row["revision"] for row in rows if row["endpoint_id"] in counts and row["id"] is None}
+        )
+        bodies = {row["event_id"]: row["body"] for row in leased if row["body"] is not None}
+        return Claim(
+            deliveries=[
+                ClaimedDelivery(
+                    id=row["id"],
+                    lease_token=row["lease_token"],
+                    lease_until=until,
+                    attempt_count=row["attempt_count"],
+                    failure_count=row["failure_count"],
+                    event_id=row["event_id"],
+                    event_type=row["event_type"],
+                    accepted_at=row["accepted_at"],
+                    body=bodies[row["event_id"]],
+                    endpoint=endpoints[row["endpoint_id"]],
+                )
+                for row in leased
+            ],
+            perhaps_more=[endpoint_id for endpoint_id, count in counts.items() if count >= asked[endpoint_id]],
+            constrained=frozenset(each.id for each in endpoints.values() if each.ordering is not Ordering.NONE),
+        )
+
+    async def _look_up(self, revisions: Mapping[str, int]) -> dict[str, Endpoint]:
+        """Endpoints, no older than these revisions of them."""
+        known = {endpoint_id: self._endpoints.get(endpoint_id) for endpoint_id in revisions}
+        found = {each.id: each for each in known.values() if each is not None and each.revision >= revisions[each.id]}
+        if unknown := revisions.keys() - found.keys():
+            rows = await self._database.run(lambda session: ENDPOINTS_OF.fetch(session, ids=unknown))
+            for endpoint in map(build_endpoint, rows):
+                self._endpoints.put(endpoint.id, endpoint)
+                found[endpoint.id] = endpoint
+        return found
+
+    async def _finish(self, finished: Sequence[FinishedAttempt], now: datetime) -> Recorded:
+        """Record results; those of endpoints that failed, or are to be disabled, in one transaction with what follows.
+
+        Were that a second one, an open circuit would let another request through between the two.
+        """
+        failing = {each.endpoint_id for each in finished if each.blames_endpoint or each.disable_reason}
+        if not failing:
+            return await self._finish_at_once(finished, now)
+        plain = [each for each in finished if each.endpoint_id not in failing]
+        at_once = await self._finish_at_once(plain, now) if plain else Recorded([], {})
+        rest = await super()._finish([each for each in finished if each.endpoint_id in failing], now)
+        of_plain, of_failing = iter(at_once.counted), iter(rest.counted)
+        counted = [next(of_failing if each.endpoint_id in failing else of_plain) for each in finished]
+        return Recorded(counted, {**at_once.to_disable, **rest.to_disable})
+
+    async def _finish_at_once(self, finished: Sequence[FinishedAttempt], now: datetime) -> Recorded:
+        # Of a result that is given twice the first one counts.
+        first: dict[tuple[str, int], FinishedAttempt] = {}
+        for each in finished:
+            first.setdefault(_take_lease(each), each)
+        once = list(first.values())
+        rows = await self._connections.fetch(
+            FINISH,
+            *take_columns([take_result(each) for each in once], RESULT_WIDTH),
+            list({each.endpoint_id for each in once}),
+            now,
+        )
+        left = {(row["id"], row["lease_token"]) for row in rows}
+        failing = frozenset(rows[0]["failing"]) if rows else frozenset[str]()
+        counted = [each for each in once if _take_lease(each) in left]
+        to_disable = await self._follow(
+            [each for each in counted if each.endpoint_id in failing],
+            [(row["id"], row["due_at"]) for row in rows if row["moves_others"]],
+            now,
+        )
+        return Recorded([_take_out(left, each) for each in finished], to_disable)
+
+    async def _follow(
+        self, telling: Sequence[FinishedAttempt], ordered: Sequence[tuple[str, datetime | None]], now: datetime
+    ) -> Mapping[str, str]:
+        """Do what follows for those behind in an order, and for endpoints; which to disable, each with the reason."""
+
+        def follow(session: Session) -> Mapping[str, str]:
+            finishing.move_those_behind(session, ordered)
+            return finishing.record_outcomes(session, telling, now)
+
+        if telling or ordered:
+            # The results are on disk. That an endpoint's lane has not heard of a success costs a probe, no more.
+            with contextlib.suppress(LedgerUnavailable):
+                return await self._database.run(follow)
+        return {}
+
+    async def _give_back(self, leases: Sequence[tuple[str, int]]) -> None:
+        await self._connections.fetch(GIVE_BACK, *take_columns(leases, 2), durable=False)
+
+
+_take_lease = attrgetter("delivery_id", "lease_token")
+
+
+def _take_out(left: set[tuple[str, int]], finished: FinishedAttempt) -> bool:
+    """Whether a result's lease is among those `left`, where it will be no more."""
+    is_left = _take_lease(finished) in left
+    left.discard(_take_lease(finished))
+    return is_left
+
+
+def _join(one: Claim, other: Claim) -> Claim:
+    return Claim(
+        deliveries=[*one.deliveries, *other.deliveries],
+        perhaps_more=[*one.perhaps_more, *other.perhaps_more],
+        ask_again={**one.ask_again, **other.ask_again},
+        constrained=one.constrained | other.constrained,
+    )

@@ -1,0 +1,1 @@
+"""The ledger in SQL that SQLite and PostgreSQL both understand."""

@@ -1,0 +1,208 @@
+"""Deliveries outside of the queue: what people see of them and do to them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from operator import attrgetter
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from carehook.ledger.connections.sessions import SessionSqlalchemy
+from carehook.ledger.records import (
+    Attempt,
+    AttemptOutcome,
+    Backlog,
+    Delivery,
+    DeliveryFilter,
+    NewDelivery,
+    Page,
+    PageRequest,
+    Prospect,
+)
+from carehook.ledger.sql.order import assign_positions
+from carehook.ledger.sql.prospects import fetch_prospects
+from carehook.ledger.sql.queue_statements import BRING_FORWARD_THE_NEXT
+from carehook.ledger.sql.statements import Bulk, among, build_move, fetch_page
+from carehook.ledger.sql.tables import (
+    LEASED,
+    WAITING,
+    attempts,
+    deliveries,
+    endpoints,
+    in_state,
+    lanes,
+)
+from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
+
+_delivery_columns = [deliveries.c[field.name] for field in dataclasses.fields(Delivery)]
+
+
+def _build_delivery(row: sa.Row[tuple[object, ...]]) -> Delivery:
+    fields = dict(row._mapping)
+    fields["state"] = DeliveryState(fields["state"])
+    return Delivery(**fields)
+
+
+def _build_attempt(row: sa.Row[tuple[object, ...]]) -> Attempt:
+    fields = dict(row._mapping)
+    fields["outcome"] = AttemptOutcome(fields["outcome"])
+    return Attempt(**fields)
+
+
+_NEW_DELIVERY_NAMES = [field.name for field in dataclasses.fields(NewDelivery)]
+ADD_DELIVERIES = Bulk(deliveries.insert(), [*_NEW_DELIVERY_NAMES, "due_at", "position"])
+# `.value`: the driver is slow to see that a member of an enumeration is a string.
+_take_new_delivery = attrgetter(
+    *(f"{name}.value" if name == "state" else name for name in _NEW_DELIVERY_NAMES), "created_at"
+)
+
+
+def take_delivery(delivery: NewDelivery, position: int | None) -> tuple[object, ...]:
+    """The row for `ADD_DELIVERIES`, with its place in the order of its endpoint if it has one."""
+    return (*_take_new_delivery(delivery), position)
+
+
+class DeliveriesSql:
+    """See `port.Deliveries`. `on_due` is told the endpoints for which a method made something due."""
+
+    def __init__(self, connection: AsyncConnection, on_due: Callable[[Collection[str]], None]) -> None:
+        self._connection = connection
+        self._on_due = on_due
+
+    async def add(self, new: Sequence[NewDelivery]) -> None:
+        """Store new deliveries."""
+        positions = await self._connection.run_sync(
+            lambda connection: assign_positions(SessionSqlalchemy(connection), new)
+        )
+        rows = [take_delivery(delivery, position) for delivery, position in zip(new, positions, strict=True)]
+        await ADD_DELIVERIES.execute(self._connection, rows)
+        self._on_due({delivery.endpoint_id for delivery in new})
+
+    async def get(self, delivery_id: str) -> Delivery | None:
+        """One delivery."""
+        query = sa.select(*_delivery_columns).where(deliveries.c.id == delivery_id)
+        row = (await self._connection.execute(query)).one_or_none()
+        return None if row is None else _build_delivery(row)
+
+    async def of_event(self, event_id: str) -> Sequence[Delivery]:
+        """The deliveries of an event."""
+        query = sa.select(*_delivery_columns).where(deliveries.c.event_id == event_id)
+        rows = await self._connection.execute(query.order_by(deliveries.c.id))
+        return [_build_delivery(row) for row in rows]
+
+    async def page(self, organization_id: str, only: DeliveryFilter, request: PageRequest) -> Page[Delivery]:
+        """A page of an organization's deliveries."""
+        query = sa.select(*_delivery_columns).where(deliveries.c.organization_id == organization_id)
+        for name, value in dataclasses.asdict(only).items():
+            if value is not None:
+                query = query.where(deliveries.c[name] == value)
+        return await fetch_page(self._connection, query, deliveries.c.id, request, _build_delivery)
+
+    async def attempts(self, delivery_id: str) -> Sequence[Attempt]:
+        """The attempts of a delivery, first to last."""
+        query = sa.select(attempts).where(attempts.c.delivery_id == delivery_id).order_by(attempts.c.number)
+        return [_build_attempt(row) for row in await self._connection.execute(query)]
+
+    async def prospects(self, delivery_ids: Collection[str]) -> Mapping[str, Prospect]:
+        """What decides when each that is not finished goes on."""
+        return await fetch_prospects(self._connection, delivery_ids)
+
+    async def retry(self, delivery_id: str, now: datetime) -> bool:
+        """Make one due now, unless a request of it is in flight."""
+        return await self._revive(Transition.RETRY, deliveries.c.id == delivery_id, now) == 1
+
+    async def resend(self, delivery_ids: Collection[str], now: datetime) -> int:
+        """Make any of them due now, whatever became of them."""
+        return await self._revive(Transition.RESEND, among(deliveries.c.id, delivery_ids), now)
+
+    async def recover(self, endpoint_id: str, since: datetime, now: datetime) -> int:
+        """Make due now what failed since an instant."""
+        failed = (
+            (deliveries.c.endpoint_id == endpoint_id)
+            & (deliveries.c.failure_count > 0)
+            & (deliveries.c.last_attempt_at >= since)
+        )
+        unfinished = (DeliveryState.PENDING, DeliveryState.EXHAUSTED)
+        statuses = await self._lock_endpoints(endpoints.c.id == endpoint_id)
+        return await self._revive_of(statuses, Transition.RETRY, failed, now, among_states=unfinished)
+
+    async def _revive(self, transition: Transition, which: sa.ColumnElement[bool], now: datetime) -> int:
+        statuses = await self._lock_endpoints(endpoints.c.id.in_(sa.select(deliveries.c.endpoint_id).where(which)))
+        return await self._revive_of(
+            statuses, transition, which & among(deliveries.c.endpoint_id, statuses), now, tuple(DeliveryState)
+        )
+
+    async def _lock_endpoints(self, which: sa.ColumnElement[bool]) -> dict[str, str]:
+        """The status of such endpoints as are not deleted, fixed until this transaction ends."""
+        query = sa.select(endpoints.c.id, endpoints.c.status).where(which, endpoints.c.status != EndpointStatus.DELETED)
+        rows = await self._connection.execute(query.order_by(endpoints.c.id).with_for_update(read=True))
+        return {row.id: row.status for row in rows}
+
+    async def _revive_of(
+        self,
+        statuses: Mapping[str, str],
+        transition: Transition,
+        which: sa.ColumnElement[bool],
+        now: datetime,
+        among_states: Collection[DeliveryState],
+    ) -> int:
+        """Make due now what matches, or held where its endpoint does not receive now."""
+        if not statuses:
+            return 0
+        move = build_move(
+            transition,
+            which & deliveries.c.lease_until.is_(None),
+            among_states=among_states,
+            silent=[endpoint_id for endpoint_id, status in statuses.items() if status != EndpointStatus.ACTIVE],
+            due_at=now,
+            failure_count=0,
+            finished_at=None,
+        )
+        moved = (await self._connection.execute(move)).rowcount
+        is_open = among(lanes.c.endpoint_id, statuses) & lanes.c.opened_at.is_not(None)
+        opened = sa.select(lanes.c.endpoint_id).where(is_open).order_by(lanes.c.endpoint_id)
+        locked = opened.with_for_update(key_share=True)
+        await self._connection.execute(lanes.update().where(lanes.c.endpoint_id.in_(locked)).values(probe_at=now))
+        self._on_due(statuses)
+        return moved
+
+    async def cancel(self, delivery_id: str, now: datetime) -> bool:
+        """Send one no more."""
+        move = build_move(Transition.CANCEL, deliveries.c.id == delivery_id, due_at=None, finished_at=now)
+        moved = (await self._connection.execute(move.returning(deliveries.c.endpoint_id))).scalars().all()
+        if moved:
+            await BRING_FORWARD_THE_NEXT.execute(self._connection, [(delivery_id,)])
+            self._on_due(moved)
+        return bool(moved)
+
+    async def cancel_all(self, endpoint_id: str, now: datetime) -> int:
+        """Send no more of an endpoint's deliveries."""
+        move = build_move(Transition.CANCEL, deliveries.c.endpoint_id == endpoint_id, due_at=None, finished_at=now)
+        return (await self._connection.execute(move)).rowcount
+
+    async def hold(self, endpoint_id: str) -> int:
+        """Hold all that is pending for an endpoint."""
+        move = build_move(Transition.HOLD, deliveries.c.endpoint_id == endpoint_id)
+        return (await self._connection.execute(move)).rowcount
+
+    async def release(self, endpoint_id: str) -> int:
+        """Let all that is held for an endpoint go on."""
+        move = build_move(Transition.RELEASE, deliveries.c.endpoint_id == endpoint_id)
+        self._on_due([endpoint_id])
+        return (await self._connection.execute(move)).rowcount
+
+    async def backlog(self) -> Backlog:
+        """What waits, read from the partial indexes alone, and what keeps it."""
+        counts = [sa.select(sa.func.count()).where(rows) for rows in (WAITING, LEASED, in_state(DeliveryState.HELD))]
+        # What waits behind an open circuit says nothing of whether Carehook keeps up.
+        is_tried = deliveries.c.endpoint_id.not_in(sa.select(lanes.c.endpoint_id).where(lanes.c.opened_at.is_not(None)))
+        oldest = sa.select(sa.func.min(deliveries.c.due_at)).where(WAITING, is_tried)
+        is_active = endpoints.c.status == EndpointStatus.ACTIVE
+        opened = sa.select(sa.func.count()).select_from(lanes).join(endpoints, lanes.c.endpoint_id == endpoints.c.id)
+        circuits = opened.where(lanes.c.opened_at.is_not(None), is_active)
+        disabled = sa.select(sa.func.count()).where(endpoints.c.status == EndpointStatus.DISABLED)
+        query = sa.select(*(each.scalar_subquery() for each in (*counts, oldest, circuits, disabled)))
+        return Backlog(*(await self._connection.execute(query)).one())

@@ -1,0 +1,73 @@
+"""The order of an ordered endpoint's deliveries: a position, which its lane counts.
+
+The lane's row is locked until the positions are committed, so at an endpoint they grow in the order of the commits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from carehook.ledger.connections.sessions import Session
+from carehook.ledger.records import NewDelivery
+from carehook.ledger.sql.statements import Prepared, lock_deliveries
+from carehook.ledger.sql.tables import deliveries, events, in_state, lanes
+from carehook.ledger.states import DeliveryState, Ordering
+
+_ADVANCE = Prepared(
+    lanes.update()
+    .where(lanes.c.endpoint_id == sa.bindparam("endpoint"))
+    .values(last_position=lanes.c.last_position + sa.bindparam("count", type_=sa.BigInteger))
+    .returning(lanes.c.last_position)
+)
+
+
+def assign_positions(session: Session, new: Sequence[NewDelivery]) -> list[int | None]:
+    """The position of each new delivery; None for those that are in no order."""
+    counts = Counter(delivery.endpoint_id for delivery in new if delivery.order_key is not None)
+    next_position: dict[str, int] = {}
+    for endpoint_id, count in sorted(counts.items()):
+        [(last,)] = _ADVANCE.fetch(session, endpoint=endpoint_id, count=count)
+        next_position[endpoint_id] = last - count
+    positions: list[int | None] = []
+    for delivery in new:
+        if delivery.order_key is None:
+            positions.append(None)
+        else:
+            next_position[delivery.endpoint_id] += 1
+            positions.append(next_position[delivery.endpoint_id])
+    return positions
+
+
+async def set_ordering(connection: AsyncConnection, endpoint_id: str, ordering: Ordering) -> None:
+    """Put what is not finished of an endpoint into the order that it has from now on."""
+    unfinished = in_state(DeliveryState.PENDING, DeliveryState.HELD, where=deliveries.c.endpoint_id == endpoint_id)
+    locked = lock_deliveries(unfinished, deliveries.c.id)
+    if ordering is Ordering.NONE:
+        # What never failed itself was put off only to wait for another.
+        put_off = deliveries.c.order_key.is_not(None) & (deliveries.c.failure_count == 0)
+        due_at = sa.case((put_off, deliveries.c.created_at), else_=deliveries.c.due_at)
+        leave = deliveries.update().where(deliveries.c.id.in_(locked))
+        await connection.execute(leave.values(order_key=None, position=None, due_at=due_at))
+        return
+    await connection.execute(locked)
+    last = sa.select(lanes.c.last_position).where(lanes.c.endpoint_id == endpoint_id).scalar_subquery()
+    place = sa.func.row_number().over(order_by=(deliveries.c.created_at, deliveries.c.id))
+    numbered = (
+        sa.select(deliveries.c.id, events.c.patient_key, (last + place).label("position"))
+        .join_from(deliveries, events)
+        .where(unfinished, events.c.patient_key.is_not(None))
+        .subquery()
+    )
+    move = (
+        deliveries.update()
+        .where(deliveries.c.id == numbered.c.id)
+        .values(order_key=numbered.c.patient_key, position=numbered.c.position)
+    )
+    count = (await connection.execute(move)).rowcount
+    await connection.execute(
+        lanes.update().where(lanes.c.endpoint_id == endpoint_id).values(last_position=lanes.c.last_position + count)
+    )

@@ -1,0 +1,297 @@
+"""The queue's statements, built once.
+
+A claim looks only through rows that wait, and through no more of one endpoint's than it may take, so that a long
+backlog costs its neighbours nothing. The survey, which finds the endpoints to look at, hops over the partial index from
+one to the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import sqlalchemy as sa
+
+from carehook.ledger.records import Attempt, Lane
+from carehook.ledger.sql.statements import Bulk, Ids, Prepared, among, build_move, lock_deliveries
+from carehook.ledger.sql.tables import (
+    LEASED,
+    WAITING,
+    attempts,
+    deliveries,
+    endpoints,
+    events,
+    holds_back,
+    in_state,
+    lanes,
+    organizations,
+)
+from carehook.ledger.states import EndpointStatus, Transition, states_before
+
+_ids = sa.bindparam("ids", type_=Ids())
+
+
+def _build_survey() -> sa.Select[Any]:
+    """Each endpoint for which something waits, with the instant it is to be tried, the longest due first.
+
+    That is when its first delivery is due, or when its open circuit lets one through.
+
+    A recursive query that asks the index for the next greater endpoint, once per endpoint.
+    """
+    first = sa.select(sa.func.min(deliveries.c.endpoint_id).label("endpoint_id")).where(WAITING)
+    hops = first.cte("hops", recursive=True)
+    next_endpoint = (
+        sa.select(sa.func.min(deliveries.c.endpoint_id))
+        .where(WAITING, deliveries.c.endpoint_id > hops.c.endpoint_id)
+        .scalar_subquery()
+    )
+    hops = hops.union_all(sa.select(next_endpoint).where(hops.c.endpoint_id.is_not(None)))
+    due_at = (
+        sa.select(sa.func.min(deliveries.c.due_at))
+        .where(WAITING, deliveries.c.endpoint_id == hops.c.endpoint_id)
+        .scalar_subquery()
+        .label("due_at")
+    )
+    found = sa.select(hops.c.endpoint_id, due_at).where(hops.c.endpoint_id.is_not(None)).subquery()
+    tried_at = sa.case(
+        (lanes.c.opened_at.is_not(None) & (lanes.c.probe_at > found.c.due_at), lanes.c.probe_at), else_=found.c.due_at
+    ).label("tried_at")
+    with_lanes = found.join(lanes, lanes.c.endpoint_id == found.c.endpoint_id)
+    return (
+        sa.select(found.c.endpoint_id, tried_at)
+        .select_from(with_lanes)
+        .where(found.c.due_at.is_not(None))
+        .order_by(tried_at)
+    )
+
+
+SURVEY = Prepared(_build_survey())
+
+_in_flight = sa.select(sa.func.count()).where(LEASED, deliveries.c.endpoint_id == endpoints.c.id).scalar_subquery()
+IN_FLIGHT = Prepared(sa.select(endpoints.c.id, _in_flight).where(among(endpoints.c.id, _ids)))
+
+LANE_NAMES = [field.name for field in dataclasses.fields(Lane)]
+_lane_columns = [lanes.c[name] for name in LANE_NAMES]
+CANDIDATES = Prepared(
+    sa.select(endpoints.c.id, endpoints.c.max_in_flight, endpoints.c.rate_limit, lanes.c.next_slot_at, *_lane_columns)
+    .join_from(endpoints, lanes)
+    .where(among(endpoints.c.id, _ids), endpoints.c.status == EndpointStatus.ACTIVE)
+)
+LOCK_LANES = Prepared(
+    sa.select(lanes.c.endpoint_id, lanes.c.next_slot_at, *_lane_columns)
+    .where(among(lanes.c.endpoint_id, _ids))
+    .order_by(lanes.c.endpoint_id)
+    .with_for_update(key_share=True)
+)
+TRY_LANES = Prepared(
+    sa.select(lanes.c.endpoint_id, lanes.c.next_slot_at, *_lane_columns)
+    .where(among(lanes.c.endpoint_id, _ids))
+    .order_by(lanes.c.endpoint_id)
+    .with_for_update(key_share=True, skip_locked=True)
+)
+FAILING = Prepared(sa.select(lanes.c.endpoint_id).where(among(lanes.c.endpoint_id, _ids), lanes.c.failure_streak > 0))
+SET_LANE = Bulk(
+    lanes.update()
+    .where(lanes.c.endpoint_id == sa.bindparam("endpoint"))
+    .values({name: sa.bindparam(f"new_{name}") for name in LANE_NAMES}),
+    ["endpoint", *(f"new_{name}" for name in LANE_NAMES)],
+)
+SET_SLOT = Bulk(
+    lanes.update().where(lanes.c.endpoint_id == sa.bindparam("endpoint")).values(next_slot_at=sa.bindparam("slot")),
+    ["endpoint", "slot"],
+)
+
+
+def _build_earlier() -> sa.Exists:
+    """Whether one that is before this delivery in the order of its patient is not over."""
+    earlier = deliveries.alias("earlier")
+    return (
+        sa.select(sa.literal_column("1"))
+        .where(
+            earlier.c.endpoint_id == deliveries.c.endpoint_id,
+            earlier.c.order_key == deliveries.c.order_key,
+            earlier.c.position < deliveries.c.position,
+            holds_back(earlier),
+        )
+        .correlate(deliveries)
+        .exists()
+    )
+
+
+def _build_lease(dialect: str) -> Any:
+    """An update that leases the first `share` due deliveries of each endpoint and gives back what it leased."""
+    first_due = (
+        sa.select(deliveries.c.id)
+        .where(
+            WAITING,
+            deliveries.c.endpoint_id == endpoints.c.id,
+            deliveries.c.due_at <= sa.bindparam("now"),
+            sa.or_(deliveries.c.order_key.is_(None), ~_build_earlier()),
+        )
+        .order_by(deliveries.c.due_at)
+        .limit(sa.bindparam("share"))
+    )
+    if dialect == "sqlite":
+        pairs = endpoints.join(deliveries, deliveries.c.id.in_(first_due.correlate(endpoints)))
+        chosen = sa.select(deliveries.c.id).select_from(pairs)
+    else:
+        lateral = first_due.with_for_update(skip_locked=True, key_share=True).lateral()
+        chosen = sa.select(lateral.c.id).select_from(endpoints.join(lateral, sa.true()))
+    chosen = chosen.where(among(endpoints.c.id, _ids), endpoints.c.status == EndpointStatus.ACTIVE)
+    if dialect == "postgresql":
+        # Chosen once: a subquery that a plan runs again finds others meanwhile, and the update leases more than it may.
+        chosen = sa.select(chosen.cte("chosen").prefix_with("MATERIALIZED").c.id)
+    return (
+        deliveries.update()
+        .where(deliveries.c.id.in_(chosen))
+        .values(
+            leased_at=sa.bindparam("now"), lease_until=sa.bindparam("until"), lease_token=deliveries.c.lease_token + 1
+        )
+        .returning(
+            deliveries.c.due_at,
+            deliveries.c.id,
+            deliveries.c.lease_token,
+            deliveries.c.attempt_count,
+            deliveries.c.failure_count,
+            deliveries.c.event_id,
+            deliveries.c.event_type,
+            deliveries.c.endpoint_id,
+        )
+    )
+
+
+LEASE = {dialect: Prepared(_build_lease(dialect)) for dialect in ("sqlite", "postgresql")}
+EVENTS_OF = Prepared(sa.select(events.c.id, events.c.created_at, events.c.body).where(among(events.c.id, _ids)))
+ENDPOINTS_OF = Prepared(sa.select(endpoints).where(among(endpoints.c.id, _ids)))
+
+
+FINISH = Bulk(
+    deliveries.update()
+    .where(deliveries.c.id == sa.bindparam("delivery"))
+    .values(
+        state=sa.bindparam("new_state"),
+        due_at=sa.bindparam("new_due_at"),
+        leased_at=sa.null(),
+        lease_until=sa.null(),
+        attempt_count=sa.bindparam("attempts"),
+        failure_count=deliveries.c.failure_count + sa.bindparam("spent"),
+        last_attempt_at=sa.bindparam("attempted_at"),
+        finished_at=sa.bindparam("ended_at"),
+    ),
+    ["delivery", "new_state", "new_due_at", "attempts", "spent", "attempted_at", "ended_at"],
+)
+
+GIVE_BACK = Bulk(
+    deliveries.update()
+    .where(deliveries.c.id == sa.bindparam("delivery"), deliveries.c.lease_token == sa.bindparam("token"))
+    .values(leased_at=sa.null(), lease_until=sa.null()),
+    ["delivery", "token"],
+)
+
+RECOVER_LOST = Bulk(
+    deliveries.update()
+    .where(deliveries.c.id == sa.bindparam("delivery"))
+    .values(
+        leased_at=sa.null(),
+        lease_until=sa.null(),
+        attempt_count=deliveries.c.attempt_count + sa.literal_column("1"),
+        last_attempt_at=deliveries.c.leased_at,
+    ),
+    ["delivery"],
+)
+
+ATTEMPT_NAMES = [field.name for field in dataclasses.fields(Attempt)]
+ADD_ATTEMPTS = Bulk(attempts.insert(), ATTEMPT_NAMES)
+
+
+_finished = among(deliveries.c.id, _ids) & LEASED
+_to_hold = in_state(
+    *states_before(Transition.HOLD),
+    where=among(deliveries.c.endpoint_id, sa.bindparam("endpoint_ids", type_=Ids())),
+)
+_lease_columns = (
+    deliveries.c.id,
+    deliveries.c.lease_token,
+    deliveries.c.state,
+    deliveries.c.lease_until,
+    deliveries.c.order_key,
+)
+LOCK_LEASED = Prepared(lock_deliveries(_finished, *_lease_columns))
+# Locked in the database and not read: what an endpoint has waiting may be millions.
+_locked = lock_deliveries(_finished | _to_hold, *_lease_columns).cte("locked")
+_locked = _locked.prefix_with("MATERIALIZED", dialect="postgresql")
+LOCK_LEASED_AND_HELD = Prepared(sa.select(_locked).where(_locked.c.lease_until.is_not(None)))
+LOCK_ENDPOINTS = Prepared(
+    sa.select(endpoints.c.id)
+    .where(among(endpoints.c.id, _ids))
+    .order_by(endpoints.c.id)
+    .with_for_update(key_share=True)
+)
+
+DISABLE = Prepared(
+    endpoints.update()
+    .where(endpoints.c.id == sa.bindparam("endpoint"), endpoints.c.status == EndpointStatus.ACTIVE)
+    .values(
+        status=EndpointStatus.DISABLED,
+        status_reason=sa.bindparam("reason"),
+        updated_at=sa.bindparam("now"),
+        revision=endpoints.c.revision + sa.literal_column("1"),
+    )
+    .returning(endpoints.c.id)
+)
+_revised = (
+    sa.select(organizations.c.id)
+    .where(organizations.c.id.in_(sa.select(endpoints.c.organization_id).where(among(endpoints.c.id, _ids))))
+    .order_by(organizations.c.id)
+    .with_for_update(key_share=True)
+)
+REVISE_ORGANIZATIONS = Prepared(
+    organizations.update()
+    .where(organizations.c.id.in_(_revised))
+    .values(revision=organizations.c.revision + sa.literal_column("1"))
+)
+
+_head, _after = deliveries.alias("head"), deliveries.alias("after")
+_behind = (
+    sa.select(_after.c.id)
+    .join_from(
+        _head,
+        _after,
+        (_after.c.endpoint_id == _head.c.endpoint_id)
+        & (_after.c.order_key == _head.c.order_key)
+        & (_after.c.position > _head.c.position),
+    )
+    .where(_head.c.id == sa.bindparam("head"), holds_back(_after))
+    # Those that are locked are being cancelled or paused.
+    .with_for_update(of=_after, skip_locked=True, key_share=True)
+)
+PUT_OFF_THOSE_BEHIND = Bulk(
+    deliveries.update()
+    .where(deliveries.c.id.in_(_behind.where(_after.c.due_at < sa.bindparam("then"))), WAITING)
+    .values(due_at=sa.bindparam("then")),
+    ["head", "then"],
+)
+BRING_FORWARD_THE_NEXT = Bulk(
+    deliveries.update()
+    .where(
+        # The offset is said, or SQLite's would be a parameter of which a `Bulk` does not know.
+        deliveries.c.id.in_(
+            _behind.order_by(_after.c.position).limit(sa.literal_column("1")).offset(sa.literal_column("0"))
+        ),
+        # Where it failed itself, when it is due is its own affair.
+        deliveries.c.failure_count == sa.literal_column("0"),
+        deliveries.c.due_at > deliveries.c.created_at,
+    )
+    .values(due_at=deliveries.c.created_at),
+    ["head"],
+)
+HOLD = Prepared(build_move(Transition.HOLD, deliveries.c.endpoint_id == sa.bindparam("endpoint")))
+
+_ran_out = deliveries.c.lease_until <= sa.bindparam("now")
+LOST = Prepared(
+    sa.select(deliveries.c.id, deliveries.c.leased_at, deliveries.c.lease_until, deliveries.c.attempt_count)
+    .where(_ran_out)
+    .order_by(deliveries.c.lease_until)
+    .limit(sa.bindparam("most"))
+    .with_for_update(skip_locked=True, key_share=True)
+)
