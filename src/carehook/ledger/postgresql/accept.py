@@ -63,7 +63,7 @@ WITH unchanged AS (
            unchanged.count = cardinality($1) AND NOT EXISTS (SELECT FROM answered) AS is_permitted
     FROM (SELECT count(*) FROM unchanged) AS unchanged
 ), new_answers AS (
-    -- Named first, this is done last, as everyone does it: after the lanes.
+    -- Named first, this is done last, as everyone does it: after the positions.
     INSERT INTO idempotency_keys (organization_id, key, fingerprint, answer, created_at)
     SELECT organization_id, key, fingerprint, answer::json, $28
     FROM unnest($22::text[], $23::text[], $24::text[], $25::text[])
@@ -75,23 +75,23 @@ WITH unchanged AS (
     FROM unnest($3::text[], $4::text[], $5::text[], $6::double precision[], $7::bytea[], $8::boolean[],
                 $9::timestamptz[], $10::text[])
     WHERE (SELECT is_permitted FROM permitted)
-), lanes_in_order AS (
+), counted AS (
     -- One after another in the order of their ids, as everyone locks them; none, but for endpoints that ask for order.
-    UPDATE lanes
+    UPDATE positions
     SET last_position = last_position + given.count
     FROM (SELECT * FROM unnest($26::text[], $27::bigint[]) AS given (endpoint_id, count) ORDER BY 1) AS given
-    WHERE lanes.endpoint_id = given.endpoint_id AND lanes.endpoint_id = ANY ($26)
+    WHERE positions.endpoint_id = given.endpoint_id AND positions.endpoint_id = ANY ($26)
         AND (SELECT is_permitted FROM permitted)
-    RETURNING lanes.endpoint_id, last_position - given.count AS position
+    RETURNING positions.endpoint_id, last_position - given.count AS position
 ), new_deliveries AS (
     INSERT INTO deliveries (id, event_id, endpoint_id, organization_id, event_type, state, created_at, due_at,
                             order_key, position)
     SELECT id, event_id, given.endpoint_id, organization_id, event_type, state, created_at, created_at,
-           order_key, lanes_in_order.position + place
+           order_key, counted.position + place
     FROM unnest($11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::timestamptz[],
                 $18::text[], $19::bigint[])
         AS given (id, event_id, endpoint_id, organization_id, event_type, state, created_at, order_key, place)
-    LEFT JOIN lanes_in_order ON order_key IS NOT NULL AND lanes_in_order.endpoint_id = given.endpoint_id
+    LEFT JOIN counted ON order_key IS NOT NULL AND counted.endpoint_id = given.endpoint_id
     WHERE (SELECT is_permitted FROM permitted)
 )
 SELECT is_unchanged, organization_id, key, fingerprint, answer::text

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from carehook.ledger.records import Endpoint, Lane, Organization, Page, PageRequest
 from carehook.ledger.sql.order import set_ordering
 from carehook.ledger.sql.statements import Ids, Prepared, among, fetch_page
-from carehook.ledger.sql.tables import endpoints, lanes, organizations
+from carehook.ledger.sql.tables import endpoints, lanes, organizations, positions
 from carehook.ledger.states import EndpointStatus, Ordering
 
 _organization_columns = [organizations.c[field.name] for field in dataclasses.fields(Organization)]
@@ -94,6 +94,7 @@ class EndpointsSql:
         await self._connection.execute(_revise_organization(endpoint.organization_id))
         await self._connection.execute(endpoints.insert(), _endpoint_values(endpoint))
         await self._connection.execute(lanes.insert(), {"endpoint_id": endpoint.id})
+        await self._connection.execute(positions.insert(), {"endpoint_id": endpoint.id})
 
     async def get(self, endpoint_id: str, *, lock: bool = False) -> Endpoint | None:
         """One endpoint, locked where asked."""

@@ -1,6 +1,6 @@
-"""The order of an ordered endpoint's deliveries: a position, which its lane counts.
+"""The order of an ordered endpoint's deliveries: a position, counted for each endpoint.
 
-The lane's row is locked until the positions are committed, so at an endpoint they grow in the order of the commits.
+The count's row is locked until the positions are committed, so at an endpoint they grow in the order of the commits.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from carehook.ledger.connections.sessions import Session
 from carehook.ledger.records import NewDelivery
 from carehook.ledger.sql.statements import Prepared, lock_deliveries
-from carehook.ledger.sql.tables import deliveries, events, in_state, lanes
+from carehook.ledger.sql.tables import deliveries, events, in_state, positions
 from carehook.ledger.states import DeliveryState, Ordering
 
 _ADVANCE = Prepared(
-    lanes.update()
-    .where(lanes.c.endpoint_id == sa.bindparam("endpoint"))
-    .values(last_position=lanes.c.last_position + sa.bindparam("count", type_=sa.BigInteger))
-    .returning(lanes.c.last_position)
+    positions.update()
+    .where(positions.c.endpoint_id == sa.bindparam("endpoint"))
+    .values(last_position=positions.c.last_position + sa.bindparam("count", type_=sa.BigInteger))
+    .returning(positions.c.last_position)
 )
 
 
@@ -32,14 +32,14 @@ def assign_positions(session: Session, new: Sequence[NewDelivery]) -> list[int |
     for endpoint_id, count in sorted(counts.items()):
         [(last,)] = _ADVANCE.fetch(session, endpoint=endpoint_id, count=count)
         next_position[endpoint_id] = last - count
-    positions: list[int | None] = []
+    assigned: list[int | None] = []
     for delivery in new:
         if delivery.order_key is None:
-            positions.append(None)
+            assigned.append(None)
         else:
             next_position[delivery.endpoint_id] += 1
-            positions.append(next_position[delivery.endpoint_id])
-    return positions
+            assigned.append(next_position[delivery.endpoint_id])
+    return assigned
 
 
 async def set_ordering(connection: AsyncConnection, endpoint_id: str, ordering: Ordering) -> None:
@@ -54,7 +54,7 @@ async def set_ordering(connection: AsyncConnection, endpoint_id: str, ordering: 
         await connection.execute(leave.values(order_key=None, position=None, due_at=due_at))
         return
     await connection.execute(locked)
-    last = sa.select(lanes.c.last_position).where(lanes.c.endpoint_id == endpoint_id).scalar_subquery()
+    last = sa.select(positions.c.last_position).where(positions.c.endpoint_id == endpoint_id).scalar_subquery()
     place = sa.func.row_number().over(order_by=(deliveries.c.created_at, deliveries.c.id))
     numbered = (
         sa.select(deliveries.c.id, events.c.patient_key, (last + place).label("position"))
@@ -69,5 +69,7 @@ async def set_ordering(connection: AsyncConnection, endpoint_id: str, ordering: 
     )
     count = (await connection.execute(move)).rowcount
     await connection.execute(
-        lanes.update().where(lanes.c.endpoint_id == endpoint_id).values(last_position=lanes.c.last_position + count)
+        positions.update()
+        .where(positions.c.endpoint_id == endpoint_id)
+        .values(last_position=positions.c.last_position + count)
     )

@@ -93,6 +93,17 @@ lanes = sa.Table(
     sa.Column("probe_at", Instant),
     sa.Column("probes", sa.Integer, nullable=False, server_default="0"),
     sa.Column("next_slot_at", Instant),
+    # Since when deliveries of its endpoint have had to follow a status that the endpoint was given.
+    sa.Column("unsettled_since", Instant),
+)
+_unsettled = lanes.c.unsettled_since.is_not(None)
+sa.Index("ix_lanes_unsettled", lanes.c.unsettled_since, sqlite_where=_unsettled, postgresql_where=_unsettled)
+
+# Apart from the lanes, so that who accepts waits for nobody who claims or records results.
+positions = sa.Table(
+    "positions",
+    metadata,
+    sa.Column("endpoint_id", sa.ForeignKey("endpoints.id"), primary_key=True),
     sa.Column("last_position", sa.BigInteger, nullable=False, server_default="0"),
 )
 
@@ -178,7 +189,7 @@ for _name, _columns, _rows in (
     ),
     (
         "ix_deliveries_set_aside",
-        (deliveries.c.endpoint_id,),
+        (deliveries.c.endpoint_id, deliveries.c.state, deliveries.c.id),
         in_state(DeliveryState.HELD, DeliveryState.EXHAUSTED),
     ),
 ):
