@@ -1,4 +1,4 @@
-"""Long backlogs: they follow their endpoint's status in parts, and positions are counted apart from how it goes there."""
+"""Long backlogs: they follow their endpoint's status in parts, and positions are counted apart from the lanes."""
 
 import sqlalchemy as sa
 from alembic import op
