@@ -17,6 +17,7 @@ from carehook.ledger.connections.database import Database, parse_database_url
 from carehook.ledger.port import Ledger, Queue
 from carehook.ledger.records import (
     Additions,
+    Answered,
     Attempt,
     AttemptOutcome,
     ClaimedDelivery,
@@ -105,6 +106,22 @@ class Store:
 
         await self.ledger.accept([organization_id], [], decide, now)
         return [delivery.id for delivery in made]
+
+    async def answer(self, key: str, *, now: datetime = NOW) -> None:
+        """Accept nothing, under an idempotency key."""
+        answers = {(ORGANIZATION, key): Answered("fingerprint", {})}
+        await self.ledger.accept([ORGANIZATION], [], lambda _: Additions((), (), answers), now)
+
+    async def answered(self, *keys: str) -> set[str]:
+        """Those of the idempotency keys that were used."""
+        found: set[str] = set()
+
+        def decide(known: Known) -> Additions:
+            found.update(key for _, key in known.answered)
+            return Additions((), (), {})
+
+        await self.ledger.accept([ORGANIZATION], [(ORGANIZATION, key) for key in keys], decide, NOW)
+        return found
 
     async def claim(
         self,

@@ -32,7 +32,7 @@ async def test_what_is_decided_is_added(store: Store) -> None:
     async with store.ledger.snapshot() as tx:
         assert await tx.events.get(event.id) == event
         assert [each.endpoint_id for each in await tx.deliveries.of_event(event.id)] == ["ep_1"]
-        assert await tx.idempotency_keys.find([KEY]) == {KEY: ANSWERED}
+    assert await store.answered("key-1") == {"key-1"}
 
 
 async def test_the_decision_is_told_what_is_known(store: Store) -> None:

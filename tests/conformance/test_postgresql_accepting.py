@@ -18,7 +18,7 @@ from carehook.ledger.connections.postgresql import StatementError
 from carehook.ledger.port import DuplicateKey, Transaction
 from carehook.ledger.postgresql.accept import AcceptPostgresql
 from carehook.ledger.records import Additions, Answered, Known, StoredEvent
-from carehook.ledger.sql.tables import deliveries, endpoints
+from carehook.ledger.sql.tables import deliveries, endpoints, idempotency_keys
 from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering
 from tests.conformance.store import NOW, ORGANIZATION, Store, build_delivery_for, build_event
 from tests.stores import PowerCut
@@ -42,13 +42,15 @@ async def pause(tx: Transaction) -> None:
 
 
 @asynccontextmanager
-async def use_the_key_in_vain(store: Store) -> AsyncIterator[None]:
-    """Use the idempotency key in a transaction that is undone when the block ends."""
+async def use_the_key(store: Store, *, in_vain: bool = False) -> AsyncIterator[None]:
+    """Use the idempotency key in a transaction that is committed when the block ends, or undone where it is in vain."""
+    answer = {"organization_id": KEY[0], "key": KEY[1], "fingerprint": "first", "answer": {}, "created_at": NOW}
     with contextlib.suppress(PowerCut):
-        async with store.ledger.transaction() as tx:
-            await tx.idempotency_keys.add({KEY: Answered("in vain", {})}, NOW)
+        async with store.database.write() as connection:
+            await connection.execute(idempotency_keys.insert(), answer)
             yield
-            raise PowerCut
+            if in_vain:
+                raise PowerCut
 
 
 async def test_once_the_endpoints_are_known_one_statement_is_all(known: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +87,7 @@ async def test_a_pause_waits_for_what_is_being_accepted_and_holds_it(known: Stor
         made.append(delivery.id)
         return Additions([event], [delivery], {KEY: Answered("fingerprint", {})})
 
-    async with use_the_key_in_vain(known):
+    async with use_the_key(known, in_vain=True):
         # It holds the organization, and waits to see whether the key was used.
         accepting = asyncio.create_task(known.ledger.accept([ORGANIZATION], [KEY], decide, NOW))
         await known.until_blocked()
@@ -97,8 +99,7 @@ async def test_a_pause_waits_for_what_is_being_accepted_and_holds_it(known: Stor
 
 async def test_of_two_first_answers_at_once_the_second_begins_anew(known: Store) -> None:
     second = {KEY: Answered("second", {})}
-    async with known.ledger.transaction() as tx:
-        await tx.idempotency_keys.add({KEY: Answered("first", {})}, NOW)
+    async with use_the_key(known):
         accepting = asyncio.create_task(
             known.ledger.accept([ORGANIZATION], [KEY], lambda _: Additions([build_event()], [], second), NOW)
         )
@@ -128,7 +129,7 @@ async def test_who_finds_changes_again_and_again_reads_under_lock(
 async def test_a_caller_that_is_cancelled_is_told_so_when_it_is_stored(known: Store) -> None:
     event = build_event()
     additions = Additions([event], [], {KEY: Answered("fingerprint", {})})
-    async with use_the_key_in_vain(known):
+    async with use_the_key(known, in_vain=True):
         accepting = asyncio.create_task(known.ledger.accept([ORGANIZATION], [KEY], lambda _: additions, NOW))
         await known.until_blocked()
         accepting.cancel()

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from carehook.directory.endpoints import Endpoints
 from carehook.dispatch.addresses import AddressRules
 from carehook.keyring import Keyring
-from carehook.ledger.port import DuplicateKey, Transaction
-from carehook.ledger.records import Additions, Answered, ClaimedDelivery, FinishedAttempt, Known
+from carehook.ledger.port import Transaction
+from carehook.ledger.records import Additions, ClaimedDelivery, FinishedAttempt, Known
 from carehook.ledger.sql.tables import deliveries, endpoints
 from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
 from tests.conformance.store import (
@@ -150,25 +150,6 @@ async def test_an_endpoint_under_lock_is_changed_by_nobody_else(postgresql_store
         assert await tx.endpoints.get("ep_1") == endpoint
     await resuming
     assert (await store.endpoint("ep_1")).status == EndpointStatus.PAUSED
-
-
-async def test_of_two_first_answers_one_is_stored(postgresql_store: Store) -> None:
-    store = postgresql_store
-    await store.add_organization()
-    key = (ORGANIZATION, "key")
-
-    async def answer_meanwhile() -> None:
-        async with store.ledger.transaction() as tx:
-            await tx.idempotency_keys.add({key: Answered("second", {})}, NOW)
-
-    async with store.ledger.transaction() as tx:
-        await tx.idempotency_keys.add({key: Answered("first", {})}, NOW)
-        second = asyncio.create_task(answer_meanwhile())
-        await store.until_blocked()
-    with pytest.raises(DuplicateKey):
-        await second
-    async with store.ledger.snapshot() as tx:
-        assert (await tx.idempotency_keys.find([key]))[key].fingerprint == "first"
 
 
 async def test_of_two_first_facts_both_get_the_one_that_is_stored(postgresql_store: Store) -> None:

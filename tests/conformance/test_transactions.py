@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from carehook.ledger.port import DuplicateKey
-from carehook.ledger.records import Answered, DeliveryFilter, Organization, PageRequest
+from carehook.ledger.records import DeliveryFilter, Organization, PageRequest
 from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering
 from tests.conformance.store import NOW, ORGANIZATION, SECOND, Store, build_delivery, build_endpoint, build_event
 
@@ -88,7 +87,6 @@ async def test_adding_nothing_stores_nothing(store: Store) -> None:
     async with store.ledger.transaction() as tx:
         await tx.events.add([])
         await tx.deliveries.add([])
-        await tx.idempotency_keys.add({}, NOW)
         assert await tx.endpoints.recipients([]) == []
         assert (await tx.deliveries.backlog()).waiting == 0
 
@@ -201,39 +199,13 @@ async def test_deliveries_are_listed_by_every_filter(store: Store) -> None:
     assert await listed(DeliveryFilter(), "org_other") == []
 
 
-async def test_the_first_answer_to_a_key_is_found(store: Store) -> None:
-    await store.add_organization()
-    answered = Answered("fingerprint", {"id": "evt_1", "deliveries": 2})
-    async with store.ledger.transaction() as tx:
-        await tx.idempotency_keys.add({(ORGANIZATION, "key"): answered}, NOW)
-    async with store.ledger.snapshot() as tx:
-        found = await tx.idempotency_keys.find([(ORGANIZATION, "key"), (ORGANIZATION, "other"), ("org_2", "key")])
-    assert found == {(ORGANIZATION, "key"): answered}
-
-
-async def test_a_key_is_answered_once(store: Store) -> None:
-    await store.add_organization()
-    for _ in range(2):
-        try:
-            async with store.ledger.transaction() as tx:
-                await tx.idempotency_keys.add({(ORGANIZATION, "key"): Answered("first", {})}, NOW)
-                await tx.events.add([build_event()])
-        except DuplicateKey:
-            break
-    else:
-        pytest.fail("the second answer was stored")
-    async with store.ledger.snapshot() as tx:
-        assert len((await tx.events.page(ORGANIZATION, PageRequest())).rows) == 1
-
-
 async def test_old_answers_are_forgotten(store: Store) -> None:
     await store.add_organization()
+    await store.answer("old", now=NOW - SECOND)
+    await store.answer("new")
     async with store.ledger.transaction() as tx:
-        await tx.idempotency_keys.add({(ORGANIZATION, "old"): Answered("", {})}, NOW - SECOND)
-        await tx.idempotency_keys.add({(ORGANIZATION, "new"): Answered("", {})}, NOW)
         assert await tx.idempotency_keys.forget(NOW) == 1
-        keys = [(ORGANIZATION, "old"), (ORGANIZATION, "new")]
-        assert list(await tx.idempotency_keys.find(keys)) == [(ORGANIZATION, "new")]
+    assert await store.answered("old", "new") == {"new"}
 
 
 async def test_an_endpoint_update_leaves_others_alone(store: Store) -> None:

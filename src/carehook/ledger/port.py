@@ -19,7 +19,6 @@ from typing import Protocol
 
 from carehook.ledger.records import (
     Additions,
-    Answered,
     Attempt,
     Backlog,
     ClaimedDelivery,
@@ -171,12 +170,7 @@ class Deliveries(Protocol):
 
 
 class IdempotencyKeys(Protocol):
-    """First answers, by organization and key."""
-
-    async def find(self, keys: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Answered]: ...
-    async def add(self, answers: Mapping[tuple[str, str], Answered], now: datetime) -> None:
-        """Remember answers. Raises `DuplicateKey` where another transaction has just remembered one of the keys."""
-        ...
+    """First answers, by organization and key. They are read and stored by `Ledger.accept`."""
 
     async def forget(self, before: datetime) -> int:
         """Forget answers given before an instant; how many."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from carehook.ledger.port import DuplicateKey
 from carehook.ledger.records import (
     Answered,
     Page,
@@ -64,22 +63,6 @@ class IdempotencyKeysSql:
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
-
-    async def find(self, keys: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Answered]:
-        """The answers that there are."""
-        table = idempotency_keys.c
-        query = sa.select(idempotency_keys).where(sa.tuple_(table.organization_id, table.key).in_(sorted(keys)))
-        return {
-            (row.organization_id, row.key): Answered(row.fingerprint, row.answer)
-            for row in await self._connection.execute(query)
-        }
-
-    async def add(self, answers: Mapping[tuple[str, str], Answered], now: datetime) -> None:
-        """Remember answers."""
-        try:
-            await ADD_ANSWERS.execute(self._connection, take_answers(answers, now))
-        except sa.exc.IntegrityError:
-            raise DuplicateKey("an idempotency key was just used") from None
 
     async def forget(self, before: datetime) -> int:
         """Forget old answers."""
