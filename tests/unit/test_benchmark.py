@@ -30,7 +30,7 @@ from carehook.cli.bench.plot import BARS_LEFT, BARS_WIDTH, PANELS, build_plot
 from carehook.cli.bench.receiver import Behaviour, Receipts, read_behaviour
 from carehook.cli.bench.report import CeilingFigure, Figure, Machine, Report, SetupRun, build_figures
 from carehook.cli.bench.run import Plan
-from carehook.cli.bench.scenarios import SCENARIOS, backlog
+from carehook.cli.bench.scenarios import SCENARIOS, backlog, history
 from carehook.cli.bench.setups import SETUPS, Servers
 from carehook.cli.bench.table import build_cell, build_cost_lines, build_figure_lines
 from carehook.cli.bench.usage import LOAD, OTHERS, CpuMeter, find_family, find_parent, read_peak_memory
@@ -208,7 +208,7 @@ def test_a_figure_is_in_one_panel_at_most() -> None:
     figure = build_figure("embedded", 1)
     units = [("deliver", "deliveries/s"), ("accept", "events/s"), ("hanging", "ms"), ("latency-200", "ms")]
 
-    for scenario, unit in [*units, ("one-to-1000", "s"), ("backlog", "ms"), ("all of them", "MB")]:
+    for scenario, unit in [*units, ("one-to-1000", "s"), ("backlog", "ms"), ("history", "ms"), ("all of them", "MB")]:
         shown = figure.model_copy(update={"scenario": scenario, "unit": unit})
         assert [panel.holds(shown) for panel in PANELS].count(True) == 1, scenario
 
@@ -315,7 +315,7 @@ def test_a_process_that_has_ended_holds_no_memory() -> None:
 
 
 def test_each_has_a_name_of_its_own() -> None:
-    names = [scenario.name for scenario in SCENARIOS] + [backlog.NAME]
+    names = [scenario.name for scenario in SCENARIOS] + [backlog.NAME, history.NAME]
 
     assert len(set(names)) == len(names)
 
@@ -333,12 +333,20 @@ def test_backlogs_grow_up_to_the_largest_that_was_asked_for(largest: int, scale:
     assert backlog.choose_sizes(largest, scale) == sizes
 
 
+@pytest.mark.parametrize(
+    ("scale", "sizes"), [(1, [10_000, 100_000, 1_000_000]), (0.1, [10_000, 100_000]), (0.001, [10_000])]
+)
+def test_histories_grow_with_the_scale(scale: float, sizes: list[int]) -> None:
+    assert history.choose_sizes(scale) == sizes
+
+
 def test_all_is_planned_for_which_there_are_servers() -> None:
     plan = build_plan(Request(database_url="postgresql://user@host/name"))
 
     assert [setup.name for setup in plan.setups] == ["embedded", "postgresql", "postgresql-apart"]
     assert list(plan.scenarios) == list(SCENARIOS)
     assert plan.backlogs == [10_000, 100_000, 1_000_000]
+    assert plan.histories == [10_000, 100_000, 1_000_000]
 
 
 def test_servers_are_found_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,6 +370,7 @@ def test_what_is_chosen_alone_is_planned() -> None:
 
     assert [scenario.name for scenario in plan.scenarios] == ["deliver-tls"]
     assert plan.backlogs == [10_000]
+    assert plan.histories == ()
     assert [ceiling.name for ceiling in plan.ceilings] == ["2 KB", "2 KB, TLS"]
 
 

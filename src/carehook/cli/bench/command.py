@@ -12,7 +12,7 @@ import uvloop
 
 from carehook.cli.bench.keeping import keep_report
 from carehook.cli.bench.run import Plan, run_benchmark
-from carehook.cli.bench.scenarios import SCENARIOS, backlog
+from carehook.cli.bench.scenarios import SCENARIOS, backlog, history
 from carehook.cli.bench.setups import SETUPS, Servers
 from carehook.cli.bench.table import print_report
 from carehook.cli.failures import CommandFailed
@@ -24,6 +24,7 @@ Choice = TypeVar("Choice")
 _DESCRIPTIONS: Final = {
     **{each.name: each.description for each in SCENARIOS},
     backlog.NAME: backlog.DESCRIPTION,
+    history.NAME: history.DESCRIPTION,
 }
 
 
@@ -69,12 +70,13 @@ def build_plan(request: Request) -> Plan:
     servers = _find_servers(request)
     names = _choose(request.only, {name: name for name in _DESCRIPTIONS}, "--only")
     backlogs = backlog.choose_sizes(request.largest_backlog, request.scale) if backlog.NAME in names else ()
+    histories = history.choose_sizes(request.scale) if history.NAME in names else ()
     setups = _choose(request.setups, {each.name: each for each in SETUPS}, "--on")
     runnable = [setup for setup in setups if servers.can_run(setup)]
     if request.setups and len(runnable) < len(setups):
         raise typer.BadParameter("needs --database-url, and jetstream --queue-url as well.", param_hint="--on")
     scenarios = [each for each in SCENARIOS if each.name in names]
-    return Plan(scenarios, runnable, servers, request.scale, backlogs)
+    return Plan(scenarios, runnable, servers, request.scale, backlogs, histories)
 
 
 def _find_servers(request: Request) -> Servers:

@@ -52,6 +52,11 @@ def name_claim_ratio(largest: int, smallest: int) -> str:
     return f"claim at {largest:,} due, times that at {smallest:,}"
 
 
+def name_history_ratio(longest: int, shortest: int) -> str:
+    """The name of the figure that says how much more work takes after the longest history than after the shortest."""
+    return f"work after {longest:,} deliveries, times that after {shortest:,}"
+
+
 def name_share(name: str) -> str:
     """The name of the figure that says which share of its ceiling a rate reached."""
     return f"{name}: share of the ceiling"

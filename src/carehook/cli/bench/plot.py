@@ -49,6 +49,7 @@ PANELS: Final = (
     Panel("One event to 1,000 endpoints, s", lambda figure: figure.scenario == "one-to-1000"),
     Panel("Beside endpoints that hang, ms", lambda figure: figure.scenario == "hanging" and figure.unit == "ms"),
     Panel("Claims while much is due, ms", lambda figure: figure.scenario == "backlog" and figure.unit == "ms"),
+    Panel("Work after a history, ms", lambda figure: figure.scenario == "history" and figure.unit == "ms"),
     Panel("Memory, MB", lambda figure: figure.unit == "MB"),
 )
 

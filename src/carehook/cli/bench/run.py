@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Final
 from pyreqwest.exceptions import PyreqwestError
 
 from carehook import __version__
+from carehook.application import Application
 from carehook.bootstrap import StartupError, open_carehook
 from carehook.cli.bench.ceiling import REQUESTS, Ceiling, Height
 from carehook.cli.bench.certificates import Certificates, make_certificates
@@ -25,13 +26,17 @@ from carehook.cli.bench.measured import WORKER_MEMORY, Measured
 from carehook.cli.bench.processes import BenchmarkFailed
 from carehook.cli.bench.receiving import Receiver, start_receiver
 from carehook.cli.bench.report import CeilingFigure, Failure, Figure, Report, SetupRun, build_figures
-from carehook.cli.bench.scenarios import Bench, Scenario, backlog
+from carehook.cli.bench.scenarios import Bench, Scenario, backlog, history
 from carehook.cli.bench.setups import Servers, Setup, build_settings, make_store, start_setup
 from carehook.cli.bench.stores import DatabaseServer
 from carehook.clock import utc_now
 from carehook.ledger.port import LedgerUnavailable
 
 Progress = Callable[[str], None]
+
+_StoreScenario = Callable[
+    [Application, Sequence[int], Callable[[], Awaitable[None]], Progress], Awaitable[Sequence[Measured]]
+]
 
 ALL: Final = "all of them"
 """What is measured over all scenarios of a setup."""
@@ -46,6 +51,7 @@ class Plan:
     servers: Servers
     scale: float = 1.0
     backlogs: Sequence[int] = ()
+    histories: Sequence[int] = ()
 
     def choose(self, setup: Setup) -> list[Scenario]:
         """The scenarios for a setup; those that are not brief are left out where another one stands for it."""
@@ -111,9 +117,13 @@ class _Run:
         if self.plan.choose(setup):
             with self._noting_failure(ALL, setup):
                 await self._measure_scenarios(setup)
-        if self.plan.backlogs and not setup.is_apart:
-            with self._noting_failure(backlog.NAME, setup):
-                await self._measure_backlogs(setup)
+        if setup.is_apart:
+            # The store is measured by itself, and is the same one.
+            return
+        if self.plan.backlogs:
+            await self._measure_store(setup, backlog.NAME, backlog.measure_backlogs, self.plan.backlogs)
+        if self.plan.histories:
+            await self._measure_store(setup, history.NAME, history.measure_histories, self.plan.histories)
 
     def build_figures(self, ceilings: Sequence[CeilingFigure]) -> list[Figure]:
         """All figures, those of one setup after those of the other."""
@@ -134,21 +144,21 @@ class _Run:
             memory = Measured(WORKER_MEMORY, carehook.read_peak_memory(), "MB")
             self.measured.append((ALL, setup.name, [memory]))
 
-    async def _measure_backlogs(self, setup: Setup) -> None:
+    async def _measure_store(self, setup: Setup, name: str, measure: _StoreScenario, sizes: Sequence[int]) -> None:
         servers = self.plan.servers
-        folder = self.folder / f"{setup.name}-{backlog.NAME}"
-        async with make_store(setup, servers, self.certificates, folder) as environment:
-            settings = build_settings(environment)
+        with self._noting_failure(name, setup):
+            async with make_store(
+                setup, servers, self.certificates, self.folder / f"{setup.name}-{name}"
+            ) as environment:
+                settings = build_settings(environment)
 
-            async def settle() -> None:
-                if servers.database is not None and settings.database_url is not None:
-                    await DatabaseServer(servers.database).settle(settings.database_url)
+                async def settle() -> None:
+                    if servers.database is not None and settings.database_url is not None:
+                        await DatabaseServer(servers.database).settle(settings.database_url)
 
-            async with open_carehook(settings, create=True) as carehook:
-                measured = await backlog.measure_backlogs(
-                    carehook, self.plan.backlogs, settle, lambda what: self.tell(f"{setup.title}: {what}")
-                )
-        self.measured.append((backlog.NAME, setup.name, measured))
+                async with open_carehook(settings, create=True) as carehook:
+                    measured = await measure(carehook, sizes, settle, lambda what: self.tell(f"{setup.title}: {what}"))
+            self.measured.append((name, setup.name, measured))
 
     @contextmanager
     def _noting_failure(self, scenario: str, setup: Setup) -> Iterator[None]:

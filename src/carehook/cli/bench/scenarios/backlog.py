@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import timedelta
 from typing import Final
 
 from carehook.application import Application
-from carehook.cli.bench.bodies import BodySize, build_batch
 from carehook.cli.bench.load import pick_percentile
 from carehook.cli.bench.measured import Measured, name_claim_ratio
 from carehook.cli.bench.processes import BenchmarkFailed
-from carehook.clock import utc_now
-from carehook.directory.endpoints import NewEndpoint
-from carehook.directory.organizations import NewOrganization
-from carehook.events.codec import parse_events
-from carehook.ids import ATTEMPT, new_id
-from carehook.ledger.records import Attempt, AttemptOutcome, ClaimedDelivery, FinishedAttempt
-from carehook.ledger.states import Transition
+from carehook.cli.bench.scenarios.queueing import CLAIM, accept, claim, make_organization, succeed
+from carehook.ledger.records import ClaimedDelivery
 
 NAME: Final = "backlog"
 DESCRIPTION: Final = "claims of 500, and what records their results, while 10 thousand to 5 million are due"
@@ -29,11 +22,9 @@ LARGEST: Final = 1_000_000
 
 _ENDPOINTS: Final = 100
 _EVENTS_AT_ONCE: Final = 50
-_CLAIM: Final = 500
 _ROOM: Final = 64
 _CLAIMS: Final = 25
 _TURNS: Final = 9
-_LEASE: Final = timedelta(minutes=10)
 
 
 def choose_sizes(largest: int, scale: float) -> list[int]:
@@ -48,16 +39,14 @@ async def measure_backlogs(
 
     The backlog is that of 100 endpoints and grows from size to size; `settle` gives the store time for its own work.
     """
-    organization = await carehook.organizations.create(NewOrganization(name="Benchmark"))
-    for number in range(_ENDPOINTS):
-        await carehook.endpoints.register(organization.id, NewEndpoint(url=f"http://127.0.0.1:9/{number}"))
+    organization_id = await make_organization(carehook, _ENDPOINTS)
     claims: dict[int, float] = {}
     measured = []
     due = 0
     for size in sizes:
         tell(f"the backlog of {size:,}")
         begun, loaded = time.perf_counter(), size - due
-        due += await _load(carehook, organization.id, size - due)
+        due += await _load(carehook, organization_id, size - due)
         measured.append(Measured(f"loading a backlog up to {size:,}", loaded / (time.perf_counter() - begun), "rows/s"))
         await settle()
         claims[size] = pick_percentile([await _claim_alone(carehook) for _ in range(_CLAIMS)], 0.5)
@@ -65,8 +54,8 @@ async def measure_backlogs(
         due -= sum(count for _, count in turns)
         both = pick_percentile([taken for taken, _ in turns], 0.5)
         measured += [
-            Measured(f"claim of {_CLAIM} at {size:,} due", claims[size], "ms"),
-            Measured(f"claim of {_CLAIM} with its results at {size:,} due", both, "ms"),
+            Measured(f"claim of {CLAIM} at {size:,} due", claims[size], "ms"),
+            Measured(f"claim of {CLAIM} with its results at {size:,} due", both, "ms"),
         ]
     smallest, largest = min(sizes), max(sizes)
     if smallest < largest:
@@ -76,20 +65,17 @@ async def measure_backlogs(
 
 async def _load(carehook: Application, organization_id: str, deliveries: int) -> int:
     """Accept as many events as make so many deliveries; how many these are."""
-    events = parse_events(build_batch(BodySize.SMALL, _EVENTS_AT_ONCE))
     loaded = 0
     while loaded < deliveries:
         missing = -(-(deliveries - loaded) // _ENDPOINTS)
-        loaded += (await carehook.intake.accept(organization_id, events[:missing])).deliveries
+        loaded += await accept(carehook, organization_id, min(missing, _EVENTS_AT_ONCE))
     return loaded
 
 
 async def _claim(carehook: Application) -> Sequence[ClaimedDelivery]:
-    # As a worker does that knows nothing: it surveys the whole store.
-    carehook.queue.wake()
-    claimed = await carehook.queue.claim(_CLAIM, room=lambda _: _ROOM, now=utc_now(), lease=_LEASE)
-    if len(claimed) < _CLAIM:
-        raise BenchmarkFailed(f"A claim of {_CLAIM} got {len(claimed)} though more are due.")
+    claimed = await claim(carehook, _ROOM)
+    if len(claimed) < CLAIM:
+        raise BenchmarkFailed(f"A claim of {CLAIM} got {len(claimed)} though more are due.")
     return claimed
 
 
@@ -104,27 +90,5 @@ async def _claim_alone(carehook: Application) -> float:
 async def _claim_and_finish(carehook: Application) -> tuple[float, int]:
     begun = time.perf_counter()
     claimed = await _claim(carehook)
-    await carehook.queue.finish([_succeed(each) for each in claimed], utc_now())
+    await succeed(carehook, claimed)
     return (time.perf_counter() - begun) * 1000, len(claimed)
-
-
-def _succeed(claimed: ClaimedDelivery) -> FinishedAttempt:
-    attempt = Attempt(
-        id=new_id(ATTEMPT),
-        delivery_id=claimed.id,
-        number=claimed.attempt_count + 1,
-        started_at=utc_now(),
-        duration=0.01,
-        outcome=AttemptOutcome.RESPONDED,
-        status_code=200,
-        reason=None,
-    )
-    return FinishedAttempt(
-        delivery_id=claimed.id,
-        endpoint_id=claimed.endpoint.id,
-        lease_token=claimed.lease_token,
-        attempt=attempt,
-        transition=Transition.SUCCEED,
-        due_at=None,
-        spends_retry=False,
-    )
