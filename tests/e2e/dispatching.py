@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ from carehook.dispatch.worker import Limits, Worker
 from carehook.events import CATALOGUE, parse_event
 from carehook.insights import DeliveryDetailView
 from carehook.keyring import load_keyring
-from carehook.ledger.port import Queue
+from carehook.ledger.port import LedgerUnavailable, Queue
 from carehook.ledger.records import ClaimedDelivery, DeliveryFilter, FinishedAttempt, PageRequest
 from carehook.ledger.sql.queue import QueueSql
 from carehook.ledger.states import DeliveryState
@@ -102,8 +102,10 @@ class WatchedQueue:
         self.claimed: list[str] = []
         self.finished: list[str] = []
         self.given_back: list[str] = []
+        self.checks = 0
         self.broken = 0
         """How many claims and results fail from now on."""
+        self.cannot_check = False
         self.may_claim = asyncio.Event()
         self.may_finish = asyncio.Event()
         self.may_claim.set()
@@ -134,6 +136,12 @@ class WatchedQueue:
         returned = list(claimed)
         self.given_back += [each.id for each in returned]
         await self._queue.give_back(returned)
+
+    async def find_changed(self, revisions: Mapping[str, int]) -> Collection[str]:
+        self.checks += 1
+        if self.cannot_check:
+            raise LedgerUnavailable("the database does not answer")
+        return await self._queue.find_changed(revisions)
 
     async def recover_lost(self, now: datetime) -> int:
         return await self._queue.recover_lost(now)

@@ -18,12 +18,17 @@ NOW = datetime(2024, 1, 1, tzinfo=UTC)
 LATEST = NOW + timedelta(seconds=20)
 """Leases must last longer than this for a delivery to begin."""
 
+ASKED_AT = 100.0
+"""When the store was asked, in seconds of some clock."""
+
+TRUSTED = 3
+"""For how long it is trusted, where that matters."""
 
 SLOW, FAST = 1.0, 0.001
 """How long an answer took, in seconds."""
 
 
-def claim(endpoint_id: str, number: int = 0, *, lease: float = 45.0) -> ClaimedDelivery:
+def claim(endpoint_id: str, number: int = 0, *, lease: float = 45.0, revision: int = 0) -> ClaimedDelivery:
     """A delivery as the queue hands it out."""
     endpoint = Endpoint(
         id=endpoint_id,
@@ -36,6 +41,7 @@ def claim(endpoint_id: str, number: int = 0, *, lease: float = 45.0) -> ClaimedD
         sealed_secrets=b"",
         created_at=NOW,
         updated_at=NOW,
+        revision=revision,
     )
     return ClaimedDelivery(
         id=f"{endpoint_id}-{number}",
@@ -51,21 +57,21 @@ def claim(endpoint_id: str, number: int = 0, *, lease: float = 45.0) -> ClaimedD
     )
 
 
-def claim_many(endpoint_id: str, count: int, *, lease: float = 45.0) -> list[ClaimedDelivery]:
-    return [claim(endpoint_id, number, lease=lease) for number in range(count)]
+def claim_many(endpoint_id: str, count: int, *, lease: float = 45.0, revision: int = 0) -> list[ClaimedDelivery]:
+    return [claim(endpoint_id, number, lease=lease, revision=revision) for number in range(count)]
 
 
 def begin_all(lanes: Lanes) -> list[str]:
     """The endpoints of all that may begin, in their order."""
     begun = []
-    while (delivery := lanes.begin(LATEST)) is not None:
+    while (delivery := lanes.begin(LATEST, ASKED_AT)) is not None:
         begun.append(delivery.endpoint.id)
     return begun
 
 
 def fill(lanes: Lanes, endpoint_id: str, count: int = 1000) -> int:
     """Claim of an endpoint with a long backlog what there is room for, and begin what may begin; how many did."""
-    lanes.add(claim_many(endpoint_id, min(count, max(0, lanes.room(endpoint_id)))))
+    lanes.add(claim_many(endpoint_id, min(count, max(0, lanes.room(endpoint_id)))), ASKED_AT)
     return len(begin_all(lanes))
 
 
@@ -120,7 +126,7 @@ def test_an_attempt_that_says_nothing_of_the_endpoint_changes_no_window() -> Non
 def test_an_answer_lets_two_begin_where_one_was() -> None:
     lanes = Lanes(1024, 64)
     fill(lanes, "a")
-    lanes.add(claim_many("a", 10))
+    lanes.add(claim_many("a", 10), ASKED_AT)
     assert begin_all(lanes) == []
     lanes.end("a", Ending.SUCCEEDED, SLOW)
     assert begin_all(lanes) == ["a", "a"]
@@ -131,22 +137,22 @@ def test_an_answer_lets_two_begin_where_one_was() -> None:
 
 def test_the_fewer_an_endpoint_has_in_flight_the_sooner_it_goes_on() -> None:
     lanes = Lanes(1024, 64)
-    lanes.add(claim_many("busy", 3))
+    lanes.add(claim_many("busy", 3), ASKED_AT)
     assert begin_all(lanes) == ["busy"] * 3
-    lanes.add(claim_many("busy", 2) + claim_many("new", 5))
+    lanes.add(claim_many("busy", 2) + claim_many("new", 5), ASKED_AT)
     assert begin_all(lanes) == ["new"] * 3 + ["busy", "new", "busy", "new"]
 
 
 def test_equals_take_turns_however_much_each_has_waiting() -> None:
     lanes = Lanes(1024, 64)
-    lanes.add(claim_many("a", 7) + claim_many("b", 2) + claim_many("c", 2))
+    lanes.add(claim_many("a", 7) + claim_many("b", 2) + claim_many("c", 2), ASKED_AT)
     assert begin_all(lanes) == ["a", "b", "c", "a", "b", "c", "a", "a", "a", "a", "a"]
 
 
 def test_requests_in_flight_never_pass_the_limit_of_all() -> None:
     lanes = Lanes(10, 64)
     for number in range(50):
-        lanes.add(claim_many(f"ep_{number}", 8))
+        lanes.add(claim_many(f"ep_{number}", 8), ASKED_AT)
     assert len(begin_all(lanes)) == 10
     assert lanes.in_flight == 10
 
@@ -180,7 +186,7 @@ def test_whether_an_endpoint_has_answered_does_not_decide_among_equals(first: st
     lanes = Lanes(1024, 64)
     prove(lanes, "proven")
     second = "new" if first == "proven" else "proven"
-    lanes.add([claim(first, 1), claim(second, 1), claim(first, 2)])
+    lanes.add([claim(first, 1), claim(second, 1), claim(first, 2)], ASKED_AT)
     assert begin_all(lanes) == [first, second, first]
 
 
@@ -250,7 +256,7 @@ def test_the_more_endpoints_are_busy_the_less_is_claimed_ahead_of_each(endpoints
         prove(lanes, name, rounds=4, seconds=FAST)
     for _ in range(80):
         for name in names:
-            lanes.add(claim_many(name, min(4, max(0, lanes.room(name)))))
+            lanes.add(claim_many(name, min(4, max(0, lanes.room(name)))), ASKED_AT)
             begin_all(lanes)
     assert lanes.held < 2 * 1024, "there is room for who comes next"
     assert lanes.room("new") >= 1
@@ -262,9 +268,9 @@ def test_the_more_endpoints_are_busy_the_less_is_claimed_ahead_of_each(endpoints
 def test_what_waits_until_its_lease_would_be_over_is_not_begun_but_given_back() -> None:
     lanes = Lanes(1024, 64)
     late, early = claim("a", 1, lease=20), claim("a", 2, lease=21)
-    lanes.add([late, early])
-    assert lanes.begin(LATEST) == early
-    assert lanes.begin(LATEST) is None
+    lanes.add([late, early], ASKED_AT)
+    assert lanes.begin(LATEST, ASKED_AT) == early
+    assert lanes.begin(LATEST, ASKED_AT) is None
     assert lanes.withdraw(LATEST) == [late]
     assert (lanes.in_flight, lanes.waiting) == (1, 0)
 
@@ -273,7 +279,7 @@ def test_what_waits_for_a_place_is_given_back_in_time() -> None:
     lanes = Lanes(1, 1)
     fill(lanes, "a")
     waiting = claim("b", 1, lease=30)
-    lanes.add([waiting])
+    lanes.add([waiting], ASKED_AT)
     assert lanes.withdraw(LATEST) == []
     assert lanes.withdraw(NOW + timedelta(seconds=30)) == [waiting]
     assert lanes.held == 1
@@ -308,7 +314,7 @@ def test_what_was_given_back_is_asked_for_again_when_there_is_room() -> None:
     lanes = Lanes(1024, 64)
     prove(lanes, "a")
     lanes.room("a")
-    lanes.add(claim_many("a", 20))
+    lanes.add(claim_many("a", 20), ASKED_AT)
     begun = begin_all(lanes)
     for _ in begun[:-1]:
         lanes.end("a", Ending.UNANSWERED, SLOW)
@@ -316,12 +322,95 @@ def test_what_was_given_back_is_asked_for_again_when_there_is_room() -> None:
     assert lanes.end("a", Ending.SUCCEEDED, SLOW)
 
 
+# Endpoints that change.
+
+
+def test_what_was_claimed_ahead_of_an_endpoint_that_changed_is_given_back_and_does_not_begin() -> None:
+    lanes = Lanes(1024, 64)
+    lanes.add([*claim_many("a", START + 4, revision=1), *claim_many("b", START + 4)], ASKED_AT)
+    begin_all(lanes)
+    asked = lanes.find_revisions()
+    assert asked == {"a": 1, "b": 0}
+    lanes.confirm(asked, ["a"], ASKED_AT)
+    lanes.end("a", Ending.SUCCEEDED, SLOW)
+    assert begin_all(lanes) == []
+    assert [each.id for each in lanes.withdraw(LATEST)] == ["a-8", "a-9", "a-10", "a-11"]
+    lanes.end("b", Ending.SUCCEEDED, SLOW)
+    assert begin_all(lanes) == ["b", "b"]
+    assert lanes.find_revisions() == {"b": 0}
+
+
+def test_what_is_claimed_of_a_changed_endpoint_takes_the_place_of_what_was_claimed_before() -> None:
+    lanes = Lanes(1024, 64)
+    prove(lanes, "a")
+    lanes.add(claim_many("a", 3, revision=1), ASKED_AT)
+    lanes.add(claim_many("a", 2, revision=2), ASKED_AT)
+    assert lanes.find_revisions() == {"a": 2}
+    begun = [lanes.begin(LATEST, ASKED_AT) for _ in range(3)]
+    assert [each and each.endpoint.revision for each in begun] == [2, 2, None]
+    assert [each.endpoint.revision for each in lanes.withdraw(LATEST)] == [1, 1, 1]
+    assert (lanes.in_flight, lanes.waiting) == (2, 0)
+
+
+def test_what_was_claimed_while_the_store_was_asked_is_not_what_it_was_asked_for() -> None:
+    lanes = Lanes(1024, 64)
+    lanes.add([claim("a", 1, revision=1)], ASKED_AT)
+    asked = lanes.find_revisions()
+    lanes.add([claim("a", 2, revision=2)], ASKED_AT)
+    lanes.confirm(asked, ["a"], ASKED_AT + 1)
+    lanes.confirm(asked, [], ASKED_AT + 9)
+    assert lanes.begin(LATEST, ASKED_AT + 1) is None, "of this one the store has said nothing"
+    assert lanes.begin(LATEST, ASKED_AT) is None, "and it goes on once it has"
+    lanes.confirm(lanes.find_revisions(), [], ASKED_AT + 1)
+    assert lanes.begin(LATEST, ASKED_AT + 1) == claim("a", 2, revision=2)
+
+
+def test_nothing_begins_by_what_was_known_too_long_ago_and_nobody_else_waits_for_it() -> None:
+    lanes = Lanes(1024, 64)
+    lanes.add(claim_many("old", 3), ASKED_AT)
+    lanes.add(claim_many("new", 3), ASKED_AT + 1)
+    assert [lanes.begin(LATEST, ASKED_AT + 1) for _ in range(4)] == [*claim_many("new", 3), None]
+    assert (lanes.in_flight, lanes.waiting) == (3, 3)
+    assert lanes.withdraw(LATEST) == [], "it waits until the store is back"
+    lanes.confirm(lanes.find_revisions(), [], ASKED_AT + 1)
+    assert [lanes.begin(LATEST, ASKED_AT + 1) for _ in range(4)] == [*claim_many("old", 3), None]
+
+
+def test_a_claim_says_as_well_how_an_endpoint_is_now() -> None:
+    lanes = Lanes(1024, 64)
+    lanes.add([claim("a", 1)], ASKED_AT)
+    assert lanes.begin(LATEST, ASKED_AT + 1) is None
+    lanes.add([claim("a", 2)], ASKED_AT + 1)
+    assert [lanes.begin(LATEST, ASKED_AT + 1) for _ in range(2)] == [claim("a", 1), claim("a", 2)]
+
+
+def test_what_is_in_doubt_is_given_back_before_its_lease_ends_and_when_all_is_over() -> None:
+    lanes = Lanes(1024, 64)
+    lanes.add([claim("a", 1, lease=20), claim("a", 2)], ASKED_AT)
+    assert lanes.begin(LATEST, ASKED_AT + 1) is None
+    assert lanes.withdraw(LATEST) == [claim("a", 1, lease=20)]
+    lanes.close()
+    lanes.confirm(lanes.find_revisions(), [], ASKED_AT + 1)
+    assert lanes.begin(LATEST, ASKED_AT + 1) is None
+    assert lanes.clear() == [claim("a", 2)]
+    assert lanes.held == 0
+
+
+def test_an_answer_that_comes_when_nothing_waits_any_more_changes_nothing() -> None:
+    lanes = Lanes(1024, 64)
+    lanes.add(claim_many("a", 3), ASKED_AT)
+    asked = {**lanes.find_revisions(), "forgotten": 1}
+    assert len(begin_all(lanes)) == 3
+    lanes.confirm(asked, ["a", "forgotten"], ASKED_AT + 1)
+    assert (lanes.in_flight, lanes.waiting, lanes.withdraw(LATEST)) == (3, 0, [])
+
+
 # The end.
 
 
 def test_once_closed_nothing_begins_and_all_that_waits_is_handed_over() -> None:
     lanes = Lanes(1024, 64)
-    lanes.add([*claim_many("a", 12), claim("b", 1, lease=1)])
+    lanes.add([*claim_many("a", 12), claim("b", 1, lease=1)], ASKED_AT)
     begun = len(begin_all(lanes))
     lanes.close()
     lanes.end("a", Ending.SUCCEEDED, SLOW)
@@ -347,32 +436,42 @@ def test_windows_of_idle_endpoints_are_forgotten_only_beyond_a_number(monkeypatc
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_nothing_is_lost_or_begun_twice_and_no_limit_is_passed(seed: int) -> None:
+def test_nothing_is_lost_begun_twice_or_begun_by_old_values_and_no_limit_is_passed(seed: int) -> None:
     chance = random.Random(seed)
     concurrency, limit = chance.choice([(1, 1), (5, 2), (16, 4), (64, 16)])
     lanes = Lanes(concurrency, limit)
-    backlog = {f"ep_{number}": deque(claim_many(f"ep_{number}", 40)) for number in range(12)}
+    backlog = {f"ep_{number}": deque(range(40)) for number in range(12)}
+    revisions = dict.fromkeys(backlog, 0)
+    replaced_at: dict[tuple[str, int], int] = {}
     in_flight: list[ClaimedDelivery] = []
     done: list[str] = []
+    now = 0
     while backlog or lanes.held:
+        now += 1
         for endpoint_id in chance.sample(sorted(backlog), min(4, len(backlog))):
             due = backlog[endpoint_id]
-            lanes.add([due.popleft() for _ in range(min(len(due), lanes.room(endpoint_id)))])
+            room = range(min(len(due), lanes.room(endpoint_id)))
+            lanes.add([claim(endpoint_id, due.popleft(), revision=revisions[endpoint_id]) for _ in room], now)
             if not due:
                 del backlog[endpoint_id]
-        while (delivery := lanes.begin(LATEST)) is not None:
+        asked = lanes.find_revisions()
+        changed = {each for each in asked if asked[each] != revisions[each]}
+        for endpoint_id in chance.sample(sorted(revisions), 2):
+            replaced_at[endpoint_id, revisions[endpoint_id]] = now
+            revisions[endpoint_id] += 1
+        if chance.random() < 0.5:
+            lanes.confirm(asked, changed, now)
+        while (delivery := lanes.begin(LATEST, now - TRUSTED)) is not None:
+            assert replaced_at.get((delivery.endpoint.id, delivery.endpoint.revision), now) >= now - TRUSTED
             in_flight.append(delivery)
         assert lanes.in_flight == len(in_flight) <= concurrency
         assert max(Counter(each.endpoint.id for each in in_flight).values(), default=0) <= limit
         for each in lanes.withdraw(LATEST):
-            backlog.setdefault(each.endpoint.id, deque()).append(each)
+            backlog.setdefault(each.endpoint.id, deque()).append(int(each.id.rpartition("-")[2]))
         chance.shuffle(in_flight)
-        for _ in range(chance.randint(0 if backlog else 1, len(in_flight))):
+        for _ in range(chance.randint(0 if backlog else min(1, len(in_flight)), len(in_flight))):
             delivery = in_flight.pop()
-            lanes.end(
-                delivery.endpoint.id,
-                chance.choice([*Ending, Ending.SUCCEEDED]),
-                chance.choice([FAST, SLOW]),
-            )
+            ending = chance.choice([*Ending, Ending.SUCCEEDED])
+            lanes.end(delivery.endpoint.id, ending, chance.choice([FAST, SLOW]))
             done.append(delivery.id)
     assert sorted(done) == sorted(f"ep_{endpoint}-{number}" for endpoint in range(12) for number in range(40))

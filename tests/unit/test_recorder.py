@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -106,6 +106,9 @@ class Store:
 
     async def give_back(self, claimed: Iterable[ClaimedDelivery]) -> None:
         return
+
+    async def find_changed(self, revisions: Mapping[str, int]) -> Collection[str]:
+        return ()
 
     async def recover_lost(self, now: datetime) -> int:
         return 0

@@ -10,12 +10,14 @@ Laws:
 - Claimed ahead is only for endpoints that answer, and no more than they will soon have answered, so that their next
   requests wait for nothing; the more is held in all, the less of it. What waits for another reason is soon given back
   (`withdraw`), so that no lease ends unused.
+- Nothing begins but by an endpoint's values as the store had them lately, when it was claimed or confirmed
+  (`confirm`). What waits by other values is given back; what nobody could confirm waits on.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from itertools import count
 from typing import Final
@@ -29,9 +31,13 @@ LANES_KEPT: Final = 10_000
 
 
 class _Lane:
-    """One endpoint's part. `granted` is what is left of the room that it was given; `line` and `level` where it is."""
+    """One endpoint's part. `granted` is what is left of the room that it was given; `line` and `level` where it is.
 
-    __slots__ = ("endpoint_id", "granted", "in_flight", "level", "line", "waiting", "window")
+    All that waits has one revision of the endpoint, which the store had at `known_at`. `is_doubtful` says that this was
+    found to be too long ago.
+    """
+
+    __slots__ = ("endpoint_id", "granted", "in_flight", "is_doubtful", "known_at", "level", "line", "waiting", "window")
 
     def __init__(self, endpoint_id: str, limit: int) -> None:
         self.endpoint_id = endpoint_id
@@ -39,6 +45,8 @@ class _Lane:
         self.waiting: deque[ClaimedDelivery] = deque()
         self.in_flight = 0
         self.granted = 1
+        self.known_at = 0.0
+        self.is_doubtful = False
         self.line: Levels[_Lane] | None = None
         self.level = 0
 
@@ -75,21 +83,49 @@ class Lanes:
         lane.granted = self._find_room(lane)
         return lane.granted
 
-    def add(self, claimed: Iterable[ClaimedDelivery]) -> None:
-        """Put claimed deliveries into their lanes, in their order."""
+    def add(self, claimed: Iterable[ClaimedDelivery], asked_at: float) -> None:
+        """Put claimed deliveries into their lanes, in their order.
+
+        `asked_at` is when the store was asked for them, in seconds of a clock that only goes forward. Claims are added
+        in the order in which they were asked for.
+        """
         for delivery in claimed:
             lane = self._get(delivery.endpoint.id)
+            if lane.waiting and lane.waiting[-1].endpoint.revision != delivery.endpoint.revision:
+                self._set_all_aside(lane)
             lane.waiting.append(delivery)
             lane.granted -= 1
             self.waiting += 1
-            self._file(lane)
+            self._trust(lane, asked_at)
 
-    def begin(self, latest: datetime) -> ClaimedDelivery | None:
+    def find_revisions(self) -> Mapping[str, int]:
+        """The endpoints for which something waits, each with the revision of it that this goes by."""
+        return {lane.endpoint_id: lane.waiting[0].endpoint.revision for lane in self._lanes.values() if lane.waiting}
+
+    def confirm(self, revisions: Mapping[str, int], changed: Collection[str], asked_at: float) -> None:
+        """The store was asked for these revisions, at `asked_at`, and has others of those that were `changed`."""
+        for endpoint_id, revision in revisions.items():
+            lane = self._lanes.get(endpoint_id)
+            # What was claimed meanwhile may go by another.
+            if lane is None or not lane.waiting or lane.waiting[0].endpoint.revision != revision:
+                continue
+            if endpoint_id in changed:
+                self._set_all_aside(lane)
+                self._file(lane)
+            else:
+                self._trust(lane, asked_at)
+
+    def begin(self, latest: datetime, known_since: float) -> ClaimedDelivery | None:
         """Take the next delivery that may begin, None where none may. Each must be told to `end`.
 
-        One whose lease is over before `latest` is not begun but given back.
+        One whose lease is over before `latest` is not begun but given back. One of an endpoint that was not claimed or
+        confirmed since `known_since` waits until it is.
         """
         while (lane := self._find_next()) is not None:
+            if lane.known_at < known_since:
+                lane.is_doubtful = True
+                self._file(lane)
+                continue
             delivery = lane.waiting.popleft()
             is_in_time = delivery.lease_until > latest
             if is_in_time:
@@ -187,7 +223,7 @@ class Lanes:
     def _file(self, lane: _Lane) -> None:
         """Put a lane where it belongs after something changed: to the end of a line, unless it is in it already."""
         line: Levels[_Lane] | None = self._proven if lane.window.is_proven else self._unproven
-        if not lane.waiting or lane.in_flight >= lane.window.size:
+        if not lane.waiting or lane.is_doubtful or lane.in_flight >= lane.window.size:
             line = None
         if line is lane.line and lane.in_flight == lane.level:
             return
@@ -203,6 +239,16 @@ class Lanes:
         most = window.size + int(window.size * window.ahead)
         while lane.waiting and lane.held > most:
             self._set_aside(lane, lane.waiting.pop())
+
+    def _trust(self, lane: _Lane, asked_at: float) -> None:
+        """Go by what was claimed or confirmed, until it is too long ago."""
+        lane.known_at = max(lane.known_at, asked_at)
+        lane.is_doubtful = False
+        self._file(lane)
+
+    def _set_all_aside(self, lane: _Lane) -> None:
+        while lane.waiting:
+            self._set_aside(lane, lane.waiting.popleft())
 
     def _set_aside(self, lane: _Lane, delivery: ClaimedDelivery) -> None:
         lane.granted = min(lane.granted, 0)  # the store has more of it again

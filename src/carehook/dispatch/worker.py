@@ -5,6 +5,9 @@ Laws:
   where it holds up nobody.
 - A result is recorded in a batch with others, and counts only under the lease it was claimed with (`recorder`).
 - Nothing is begun that could outlast its lease: what waited for too long is given back.
+- Nothing is begun by an endpoint's values unless the store had them within the last `TRUSTED_SECONDS`: it is asked each
+  second about the endpoints of what is claimed ahead. While it does not answer, that waits. Whoever changes an endpoint
+  may reach the store though this worker does not, and what was sent meanwhile could not be recorded either.
 - Stopping claims nothing more. What was claimed and not begun is given back at once; requests in flight may end, and
   those that do not in time are recorded as interrupted.
 
@@ -18,6 +21,7 @@ back, retries and the leases of a worker that died last longer by as much. Nothi
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
@@ -47,6 +51,10 @@ DRAIN: Final = timedelta(seconds=25)
 
 LOST_LEASES_EVERY: Final = timedelta(seconds=5)
 GIVE_BACK_EVERY: Final = timedelta(seconds=1)
+CONFIRM_EVERY: Final = timedelta(seconds=1)
+
+TRUSTED_SECONDS: Final = 3.0
+"""For how long an endpoint is taken to be as the store had it: some times as long as it usually takes to ask again."""
 
 _CLAIM_AT_MOST: Final = 500
 _PAUSE_AFTER_ERROR: Final = timedelta(seconds=1)
@@ -84,6 +92,7 @@ class Worker:
         chores = [
             asyncio.create_task(self._repeat(LOST_LEASES_EVERY, self._recover_lost_leases)),
             asyncio.create_task(self._repeat(GIVE_BACK_EVERY, self._give_back_what_waits)),
+            asyncio.create_task(self._repeat(CONFIRM_EVERY, self._confirm_endpoints)),
         ]
         try:
             while not self._stopping.is_set():
@@ -110,10 +119,11 @@ class Worker:
         if places <= 0:
             await self._room.wait()
             return
+        asked_at = time.monotonic()
         claimed = await self._queue.claim(
             min(_CLAIM_AT_MOST, places), room=self._lanes.room, now=self._clock(), lease=self._limits.lease
         )
-        self._lanes.add(claimed)
+        self._lanes.add(claimed, asked_at)
         self._begin_all()
         if not claimed:
             await self._queue.wait(at_most=POLL)
@@ -128,7 +138,7 @@ class Worker:
 
     def _begin(self) -> tuple[ClaimedDelivery, datetime] | None:
         now = self._clock()
-        delivery = self._lanes.begin(now + self._limits.attempt)
+        delivery = self._lanes.begin(now + self._limits.attempt, time.monotonic() - TRUSTED_SECONDS)
         return None if delivery is None else (delivery, now)
 
     async def _send(self, delivery: ClaimedDelivery, started_at: datetime) -> None:
@@ -166,6 +176,21 @@ class Worker:
                 _log.warning("leases_lost", deliveries=lost)
         except Exception as error:
             log_failure("lost_leases_not_recovered", error)
+
+    async def _confirm_endpoints(self) -> None:
+        """Ask whether the endpoints of what waits are as they were when it was claimed."""
+        revisions, asked_at = self._lanes.find_revisions(), time.monotonic()
+        if not revisions:
+            return
+        try:
+            changed = await self._queue.find_changed(revisions)
+        except Exception as error:
+            log_failure("endpoints_not_confirmed", error)
+            return
+        self._lanes.confirm(revisions, changed, asked_at)
+        self._begin_all()
+        if changed:
+            await self._give_back_what_waits()
 
     async def _give_back_what_waits(self) -> None:
         await self._give_back(self._lanes.withdraw(self._clock() + self._limits.attempt))

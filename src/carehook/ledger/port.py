@@ -330,6 +330,10 @@ class Queue(Protocol):
         """End leases of deliveries that were not attempted; they are due as before."""
         ...
 
+    async def find_changed(self, revisions: Mapping[str, int]) -> Collection[str]:
+        """Those of the endpoints that have another revision by now than the one given, or do not receive any more."""
+        ...
+
     async def recover_lost(self, now: datetime) -> int:
         """Record an interrupted attempt for each lease that ran out and make its delivery due; how many."""
         ...

@@ -20,7 +20,7 @@ from carehook.ledger.connections.postgresql import take_columns
 from carehook.ledger.connections.sessions import Session
 from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.postgresql.notifications import Notifications
-from carehook.ledger.postgresql.queue_texts import CLAIM, FINISH, GIVE_BACK, RESULT_WIDTH, take_result
+from carehook.ledger.postgresql.queue_texts import CLAIM, FINISH, GIVE_BACK, RESULT_WIDTH, REVISIONS, take_result
 from carehook.ledger.postgresql.recently_used import RecentlyUsed
 from carehook.ledger.records import ClaimedDelivery, Endpoint, FinishedAttempt
 from carehook.ledger.sql import claiming, finishing
@@ -168,6 +168,10 @@ class QueuePostgresql(QueueSql):
 
     async def _give_back(self, leases: Sequence[tuple[str, int]]) -> None:
         await self._connections.fetch(GIVE_BACK, *take_columns(leases, 2), durable=False)
+
+    async def _read_revisions(self, endpoint_ids: Sequence[str]) -> Mapping[str, int]:
+        rows = await self._connections.fetch(REVISIONS, endpoint_ids, durable=False)
+        return {row["id"]: row["revision"] for row in rows}
 
 
 _take_lease = attrgetter("delivery_id", "lease_token")

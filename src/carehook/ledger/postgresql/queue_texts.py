@@ -61,6 +61,8 @@ SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, id, NULL, NULL, revision, is_li
 FROM candidates
 """
 
+REVISIONS: Final = "SELECT id, revision FROM endpoints WHERE id = ANY ($1::text[]) AND status = 'active'"
+
 
 def _build_next_state() -> str:
     """The table of transitions, for the results that an attempt can have. What is not in it stays as it is."""

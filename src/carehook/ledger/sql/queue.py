@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
@@ -22,7 +22,7 @@ from carehook.ledger.records import ClaimedDelivery, FinishedAttempt
 from carehook.ledger.sql import claiming, finishing
 from carehook.ledger.sql.claiming import Claim
 from carehook.ledger.sql.finishing import Recorded
-from carehook.ledger.sql.queue_statements import GIVE_BACK, SURVEY
+from carehook.ledger.sql.queue_statements import GIVE_BACK, REVISIONS, SURVEY
 
 SURVEY_EVERY: Final = 0.5
 """Seconds after which another process's work, or what fell due, is found."""
@@ -122,6 +122,11 @@ class QueueSql:
         await self._give_back(sorted((each.id, each.lease_token) for each in claimed))
         self.wake({each.endpoint.id for each in claimed})
 
+    async def find_changed(self, revisions: Mapping[str, int]) -> Collection[str]:
+        """Those of the endpoints that are not as they were."""
+        current = await self._read_revisions(list(revisions))
+        return [endpoint_id for endpoint_id, revision in revisions.items() if current.get(endpoint_id) != revision]
+
     def find_missing(self) -> str | None:
         """Nothing: it is made of the store alone."""
         return None
@@ -171,6 +176,11 @@ class QueueSql:
 
     async def _give_back(self, leases: Sequence[tuple[str, int]]) -> None:
         await self._database.run(lambda session: GIVE_BACK.run(session, leases), durable=False)
+
+    async def _read_revisions(self, endpoint_ids: Sequence[str]) -> Mapping[str, int]:
+        # Not on the writer's thread: whoever waits for this sends nothing.
+        async with self._database.read() as connection:
+            return dict((await connection.execute(REVISIONS, {"ids": endpoint_ids})).tuples().all())
 
     async def _recover_some(self, now: datetime) -> int:
         return await self._database.run(lambda session: finishing.recover_some(session, now))

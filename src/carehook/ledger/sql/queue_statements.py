@@ -163,6 +163,10 @@ def _build_lease(dialect: str) -> Any:
 LEASE = {dialect: Prepared(_build_lease(dialect)) for dialect in ("sqlite", "postgresql")}
 EVENTS_OF = Prepared(sa.select(events.c.id, events.c.created_at, events.c.body).where(among(events.c.id, _ids)))
 ENDPOINTS_OF = Prepared(sa.select(endpoints).where(among(endpoints.c.id, _ids)))
+REVISIONS = sa.select(endpoints.c.id, endpoints.c.revision).where(
+    among(endpoints.c.id, _ids), endpoints.c.status == EndpointStatus.ACTIVE
+)
+"""The revision of each that receives."""
 
 
 FINISH = Bulk(
