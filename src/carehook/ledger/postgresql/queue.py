@@ -171,6 +171,9 @@ class QueuePostgresql(QueueSql):
 
     async def _read_revisions(self, endpoint_ids: Sequence[str]) -> Mapping[str, int]:
         rows = await self._connections.fetch(REVISIONS, endpoint_ids, durable=False)
+        if any(row["is_read_only"] for row in rows):
+            # A standby answers too, and may be behind the server at which endpoints are changed now.
+            raise LedgerUnavailable("the database takes no writes: it is not the primary", rule="takes no writes")
         return {row["id"]: row["revision"] for row in rows}
 
 

@@ -61,7 +61,11 @@ SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, id, NULL, NULL, revision, is_li
 FROM candidates
 """
 
-REVISIONS: Final = "SELECT id, revision FROM endpoints WHERE id = ANY ($1::text[]) AND status = 'active'"
+REVISIONS: Final = """
+SELECT given.id, revision, current_setting('transaction_read_only')::boolean AS is_read_only
+FROM unnest($1::text[]) AS given (id)
+LEFT JOIN endpoints ON endpoints.id = given.id AND status = 'active'
+"""
 
 
 def _build_next_state() -> str:

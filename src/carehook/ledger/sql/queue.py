@@ -180,7 +180,8 @@ class QueueSql:
     async def _read_revisions(self, endpoint_ids: Sequence[str]) -> Mapping[str, int]:
         # Not on the writer's thread: whoever waits for this sends nothing.
         async with self._database.read() as connection:
-            return dict((await connection.execute(REVISIONS, {"ids": endpoint_ids})).tuples().all())
+            found = await connection.execute(REVISIONS, {"ids": endpoint_ids})
+            return {row.id: row.revision for row in found}
 
     async def _recover_some(self, now: datetime) -> int:
         return await self._database.run(lambda session: finishing.recover_some(session, now))
