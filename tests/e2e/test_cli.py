@@ -242,7 +242,7 @@ def test_limits_and_order_are_given_changed_and_taken_away(world: World) -> None
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (("--max-in-flight", "0"), 1, "max_in_flight must be greater than or equal to 1."),
+        (("--max-in-flight", "0"), 1, "max_in_flight must be at least 1."),
         (("--rate-limit", "nan"), 1, "rate_limit must be"),
         (("--ordering", "event"), 2, "--ordering"),
         (("--max-in-flight", "5", "--no-max-in-flight"), 2, "give the limit"),

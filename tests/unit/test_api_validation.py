@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from carehook.api.validation import build_field_errors
+from carehook.api.validation import build_request_errors
 from carehook.directory.endpoints import NewEndpoint
-from carehook.events import FieldError
+from carehook.field_errors import FieldError
 from carehook.intake.care import NewConsultation, NewPrescription
 
 SECRET = "s3cr3t"
@@ -18,7 +18,7 @@ SECRET = "s3cr3t"
 def find_errors(model: type[BaseModel], body: Any) -> list[FieldError]:
     with pytest.raises(ValidationError) as refusal:
         model.model_validate(body)
-    return build_field_errors([{**detail, "loc": ("body", *detail["loc"])} for detail in refusal.value.errors()])
+    return build_request_errors([{**detail, "loc": ("body", *detail["loc"])} for detail in refusal.value.errors()])
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def find_errors(model: type[BaseModel], body: Any) -> list[FieldError]:
             {"url": "u", "authentication": {"type": "headers", "headers": {"headers": 5}}},
             FieldError("authentication.headers.headers", "must be a string"),
         ),
-        (NewPrescription, {"active_substances": []}, FieldError("active_substances", "must have at least 1 entries")),
+        (NewPrescription, {"active_substances": []}, FieldError("active_substances", "must not be empty")),
         (NewPrescription, {"active_substances": ["", 5]}, FieldError("active_substances.1", "must be a string")),
         (NewConsultation, [], FieldError("body", "must be an object")),
     ],

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope
 
 from carehook.api.problems import RequestRefused
-from carehook.events import BODY, FieldError
+from carehook.field_errors import BODY, FieldError
 
 MEBIBYTE: Final = 1024 * 1024
 

@@ -16,7 +16,7 @@ from carehook.api.context import Carehook
 from carehook.api.problems import build_problem
 from carehook.api.refusing import RETRY_AFTER_SECONDS, STORE_ERRORS, describe_reason
 from carehook.api.routes import PublicRoute, build_router
-from carehook.events import FieldError
+from carehook.field_errors import FieldError
 from carehook.ledger.port import LedgerUnavailable
 
 router = build_router(PublicRoute, "Operation")

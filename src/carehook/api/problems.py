@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from carehook.events import FieldError
+from carehook.field_errors import FieldError
 
 MEDIA_TYPE: Final = "application/problem+json"
 

@@ -24,7 +24,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from carehook.api.problems import KINDS, RequestRefused, build_problem
-from carehook.api.validation import build_field_errors
+from carehook.api.validation import build_request_errors
 from carehook.batching import BatcherClosedError
 from carehook.events import InvalidEvent
 from carehook.ledger.port import DuplicateKey, LedgerUnavailable
@@ -98,7 +98,7 @@ async def _answer_invalid_event(_request: Request, refusal: InvalidEvent) -> Res
 
 async def _answer_invalid_request(_request: Request, refusal: RequestValidationError) -> Response:
     details = refusal.errors()
-    errors = build_field_errors(details)
+    errors = build_request_errors(details)
     status = 400 if details and details[0]["type"] == "json_invalid" else 422
     return build_problem(status, "; ".join(str(error) for error in errors[:3]) + ".", errors)
 

@@ -27,9 +27,10 @@ from carehook.events.clinical import (
 )
 from carehook.events.codec import build_body, parse_event, parse_events
 from carehook.events.envelope import Event, UnixTime
-from carehook.events.errors import BODY, FieldError, InvalidEvent, UnknownEventType
+from carehook.events.errors import InvalidEvent, UnknownEventType
 from carehook.events.patient_consultation_finished import ConsultationFinished, PatientConsultationFinished
 from carehook.events.patient_report_sent import PatientReportSent
+from carehook.field_errors import BODY, FieldError
 
 __all__ = [
     "BODY",

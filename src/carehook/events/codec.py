@@ -14,7 +14,8 @@ from pydantic_core import to_json
 
 from carehook.events.catalogue import AnyEvent
 from carehook.events.envelope import Event
-from carehook.events.errors import FieldError, InvalidEvent, build_invalid_event
+from carehook.events.errors import InvalidEvent, build_invalid_event
+from carehook.field_errors import FieldError
 
 _Discriminated = Annotated[AnyEvent, Field(discriminator="type")]
 
