@@ -1,0 +1,187 @@
+"""What a worker has claimed ahead follows a change of its endpoint that another process makes. On each store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+from carehook.config import Settings
+from carehook.directory.endpoints import EndpointChanges
+from carehook.dispatch import worker as worker_module
+from carehook.ledger.states import DeliveryState
+from tests.e2e.dispatching import (
+    GatedReceiver,
+    Platform,
+    StandingClock,
+    Watch,
+    WatchedQueue,
+    eventually,
+    make_settings,
+    open_platform,
+    open_worker,
+    running,
+    wait_for_waiting,
+)
+from tests.receivers import RecordingReceiver
+from tests.servers.postgres import PostgresServer
+
+IN_FLIGHT = AHEAD = 2
+"""Of an endpoint that has answered once, with these settings."""
+
+PUBLISHED = 10
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """Settings of an empty store, on each kind of database."""
+    limits = {"concurrency": 8, "endpoint_concurrency": IN_FLIGHT}
+    if request.param == "sqlite":
+        return make_settings(tmp_path, **limits)
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    name: str = request.getfixturevalue("postgres_database")
+    return make_settings(tmp_path, database_url=SecretStr(server.url(name)), **limits)
+
+
+@pytest.fixture
+def slow() -> Iterator[GatedReceiver]:
+    """The receiver that the endpoint has at first."""
+    with GatedReceiver() as receiver:
+        yield receiver
+
+
+@dataclass
+class Scene:
+    """A worker with some requests in flight to a slow receiver and some claimed ahead; and another process."""
+
+    platform: Platform
+    endpoint_id: str
+    queue: WatchedQueue
+
+    @property
+    def endpoints(self) -> Any:
+        """What the other process changes endpoints with."""
+        return self.platform.application.endpoints
+
+    async def until_given_back(self) -> None:
+        """Return once all that was claimed ahead is given back."""
+
+        async def given_back() -> bool:
+            return len(self.queue.given_back) >= AHEAD
+
+        await eventually(given_back, "what was claimed ahead is given back")
+        assert self.queue.given_back[:AHEAD] == self.queue.claimed[1 + IN_FLIGHT : 1 + IN_FLIGHT + AHEAD]
+
+
+@asynccontextmanager
+async def claimed_ahead(settings: Settings, slow: GatedReceiver) -> AsyncIterator[Scene]:
+    """One delivery has succeeded, two requests are in flight, two more are claimed, and the rest is in the store.
+
+    No lease ends, for the clock stands still.
+    """
+    clock = StandingClock()
+    async with (
+        open_platform(settings, clock) as platform,
+        open_worker(settings, clock=clock, wrap=(watch := Watch())) as worker,
+    ):
+        endpoint_id = (await platform.register(slow)).endpoint.id
+        async with running(worker):
+            await platform.publish()
+            slow.let_through(1)
+            await platform.wait_for(DeliveryState.SUCCEEDED)
+            await platform.publish(PUBLISHED)
+            await wait_for_waiting(slow, IN_FLIGHT)
+
+            async def is_claimed() -> bool:
+                return len(watch.queue.claimed) == 1 + IN_FLIGHT + AHEAD
+
+            await eventually(is_claimed, "two are claimed ahead")
+            yield Scene(platform, endpoint_id, watch.queue)
+            slow.open()
+
+
+async def test_what_had_not_begun_when_its_url_changed_goes_to_the_new_one(
+    settings: Settings, slow: GatedReceiver
+) -> None:
+    with RecordingReceiver() as other:
+        async with claimed_ahead(settings, slow) as scene:
+            await scene.endpoints.change(scene.endpoint_id, EndpointChanges(url=other.url))
+            await scene.until_given_back()
+            slow.open()
+            await scene.platform.wait_for(DeliveryState.SUCCEEDED, 1 + PUBLISHED)
+            deliveries = await scene.platform.list_deliveries()
+    assert len(slow.requests) == 1 + IN_FLIGHT
+    assert len(other.requests) == PUBLISHED - IN_FLIGHT
+    assert [each.attempt_count for each in deliveries] == [1] * (1 + PUBLISHED)
+
+
+async def test_what_had_not_begun_when_its_secret_was_replaced_is_signed_with_the_new_one(
+    settings: Settings, slow: GatedReceiver
+) -> None:
+    async with claimed_ahead(settings, slow) as scene:
+        changes = EndpointChanges(signature_value=SecretStr("the-new-value"))
+        await scene.endpoints.change(scene.endpoint_id, changes)
+        await scene.until_given_back()
+        slow.open()
+        await scene.platform.wait_for(DeliveryState.SUCCEEDED, 1 + PUBLISHED)
+    values = [each.headers["x-webhook-signature"] for each in slow.requests]
+    assert "the-new-value" not in values[: 1 + IN_FLIGHT]
+    assert values[1 + IN_FLIGHT :] == ["the-new-value"] * (PUBLISHED - IN_FLIGHT)
+
+
+STOPS: dict[str, tuple[Callable[[Scene], Awaitable[Any]], DeliveryState]] = {
+    "paused": (lambda scene: scene.endpoints.pause(scene.endpoint_id), DeliveryState.HELD),
+    "deleted": (lambda scene: scene.endpoints.delete(scene.endpoint_id), DeliveryState.CANCELLED),
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+async def test_what_had_not_begun_when_its_endpoint_was_stopped_is_not_sent(
+    settings: Settings, slow: GatedReceiver, name: str
+) -> None:
+    stop, state = STOPS[name]
+    async with claimed_ahead(settings, slow) as scene:
+        await stop(scene)
+        await scene.until_given_back()
+        slow.open()
+        await scene.platform.wait_for(DeliveryState.SUCCEEDED, 1 + IN_FLIGHT)
+        await scene.platform.wait_for(state, PUBLISHED - IN_FLIGHT)
+        deliveries = await scene.platform.list_deliveries()
+    assert not any(each.in_flight for each in deliveries)
+    assert len(slow.requests) == 1 + IN_FLIGHT
+
+
+async def test_while_the_store_does_not_say_how_an_endpoint_is_nothing_begins_that_was_claimed_long_ago(
+    settings: Settings, slow: GatedReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with capture_logs() as logs:
+        async with claimed_ahead(settings, slow) as scene:
+            scene.queue.cannot_check = True
+            scene.queue.may_claim.clear()
+            # From now on whatever is known was known for too long.
+            monkeypatch.setattr(worker_module, "TRUSTED_SECONDS", 0.0)
+            slow.open()
+            await scene.platform.wait_for(DeliveryState.SUCCEEDED, 1 + IN_FLIGHT)
+            checks = scene.queue.checks
+
+            async def asked_again() -> bool:
+                return scene.queue.checks >= checks + 2
+
+            await eventually(asked_again, "the store is asked again and again")
+            assert len(slow.requests) == 1 + IN_FLIGHT
+            assert scene.queue.given_back == []
+            monkeypatch.undo()
+            scene.queue.cannot_check = False
+            await slow.wait_for_requests(1 + IN_FLIGHT + AHEAD)
+            scene.queue.may_claim.set()
+            await scene.platform.wait_for(DeliveryState.SUCCEEDED, 1 + PUBLISHED)
+    told = [each for each in logs if each["event"] == "endpoints_not_confirmed"]
+    assert told
+    assert {(each["log_level"], each["reason"]) for each in told} == {("error", "the database does not answer")}
+    assert len(slow.requests) == 1 + PUBLISHED
