@@ -123,8 +123,10 @@ async def test_of_a_late_and_a_timely_result_in_one_batch_the_timely_counts(stor
     reclaimed = await store.claim_one()
     both = [build_finished(lost, Transition.EXHAUST), build_finished(reclaimed)]
     assert await store.queue.finish(both, NOW) == [False, True]
-    assert await store.queue.finish(both[::-1], NOW) == [False, False]
+    # The one that is on record already is told as recorded, and is not recorded again.
+    assert await store.queue.finish(both[::-1], NOW) == [True, False]
     assert await store.states(delivery_id) == [DeliveryState.SUCCEEDED]
+    assert len(await store.attempts(delivery_id)) == 2
 
 
 async def test_a_result_counts_while_nobody_has_taken_the_lease_that_ran_out(store: Store) -> None:

@@ -1,7 +1,7 @@
 """The queue on PostgreSQL: a batch is claimed, finished or given back by one statement, in one trip with one commit.
 
 What is rare goes the way of every store (`claiming`, `finishing`), in a transaction of its own: endpoints with
-limits or an open circuit, results that disable an endpoint, and what failures tell of how it goes at one.
+limits, an order or an open circuit, results that disable an endpoint, and what failures tell of how it goes at one.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ class QueuePostgresql(QueueSql):
         self._connections = database.connections
         self._notifications = Notifications(database.connections, self.wake) if notifying else None
         self._endpoints: RecentlyUsed[str, Endpoint] = RecentlyUsed(_ENDPOINTS_KEPT)
+        # Endpoints whose deliveries were in an order when some were last claimed here. That saves a trip and decides
+        # nothing: each statement takes only what is in none.
+        self._ordered: set[str] = set()
 
     def announce(self, endpoint_ids: Collection[str]) -> None:
         """Say to this process, and then to the others, that these endpoints may have something due."""
@@ -66,15 +69,23 @@ class QueuePostgresql(QueueSql):
     async def _claim(self, asked: dict[str, int], now: datetime, until: datetime) -> Claim:
         # On disk before anything is sent: a server that crashes while its workers live on must not forget a lease, or
         # its token would be given twice, and one would be sent again with nothing in the books to explain it.
-        rows = await self._connections.fetch(CLAIM, list(asked), list(asked.values()), now, until)
-        plain = await self._build_plain(rows, asked, until)
-        limited = {row["endpoint_id"]: asked[row["endpoint_id"]] for row in rows if row["is_limited"]}
-        if not limited:
-            return plain
-        return _join(
-            plain,
-            await self._database.run(lambda session: claiming.claim(session, limited, now, until)),
-        )
+        limited = {endpoint_id: room for endpoint_id, room in asked.items() if endpoint_id in self._ordered}
+        plain = {endpoint_id: room for endpoint_id, room in asked.items() if endpoint_id not in limited}
+        claimed = Claim()
+        if plain:
+            rows = await self._connections.fetch(CLAIM, list(plain), list(plain.values()), now, until)
+            claimed = await self._build_plain(rows, asked, until)
+            limited |= {row["endpoint_id"]: asked[row["endpoint_id"]] for row in rows if row["is_limited"]}
+        if limited:
+            other = await self._database.run(lambda session: claiming.claim(session, limited, now, until))
+            self._note_ordered(other.deliveries)
+            claimed = _join(claimed, other)
+        return claimed
+
+    def _note_ordered(self, claimed: Sequence[ClaimedDelivery]) -> None:
+        found = {each.endpoint.id: each.endpoint.ordering is not Ordering.NONE for each in claimed}
+        self._ordered -= found.keys()
+        self._ordered |= {endpoint_id for endpoint_id, is_ordered in found.items() if is_ordered}
 
     async def _build_plain(self, rows: Sequence[Record], asked: Mapping[str, int], until: datetime) -> Claim:
         leased = sorted((row for row in rows if row["id"] is not None), key=itemgetter("due_at", "id"))
@@ -100,7 +111,6 @@ class QueuePostgresql(QueueSql):
                 for row in leased
             ],
             perhaps_more=[endpoint_id for endpoint_id, count in counts.items() if count >= asked[endpoint_id]],
-            constrained=frozenset(each.id for each in endpoints.values() if each.ordering is not Ordering.NONE),
         )
 
     async def _look_up(self, revisions: Mapping[str, int]) -> dict[str, Endpoint]:
@@ -117,16 +127,20 @@ class QueuePostgresql(QueueSql):
     async def _finish(self, finished: Sequence[FinishedAttempt], now: datetime) -> Recorded:
         """Record results; those of endpoints that failed, or are to be disabled, in one transaction with what follows.
 
-        Were that a second one, an open circuit would let another request through between the two.
+        Were that a second one, an open circuit would let another request through between the two. With them goes what
+        the statement leaves: what is in an order, and what has lost its lease.
         """
-        failing = {each.endpoint_id for each in finished if each.blames_endpoint or each.disable_reason}
-        if not failing:
-            return await self._finish_at_once(finished, now)
-        plain = [each for each in finished if each.endpoint_id not in failing]
+        apart = self._ordered | {each.endpoint_id for each in finished if each.blames_endpoint or each.disable_reason}
+        plain = [each for each in finished if each.endpoint_id not in apart]
         at_once = await self._finish_at_once(plain, now) if plain else Recorded([], {})
-        rest = await super()._finish([each for each in finished if each.endpoint_id in failing], now)
-        of_plain, of_failing = iter(at_once.counted), iter(rest.counted)
-        counted = [next(of_failing if each.endpoint_id in failing else of_plain) for each in finished]
+        taken = iter(at_once.counted)
+        counted = [each.endpoint_id not in apart and next(taken) for each in finished]
+        left = [place for place, is_counted in enumerate(counted) if not is_counted]
+        if not left:
+            return at_once
+        rest = await super()._finish([finished[place] for place in left], now)
+        for place, is_counted in zip(left, rest.counted, strict=True):
+            counted[place] = is_counted
         return Recorded(counted, {**at_once.to_disable, **rest.to_disable})
 
     async def _finish_at_once(self, finished: Sequence[FinishedAttempt], now: datetime) -> Recorded:
@@ -141,33 +155,31 @@ class QueuePostgresql(QueueSql):
             list({each.endpoint_id for each in once}),
             now,
         )
-        left = {(row["id"], row["lease_token"]) for row in rows}
+        taken = {(row["id"], row["lease_token"]) for row in rows}
         failing = frozenset(rows[0]["failing"]) if rows else frozenset[str]()
-        counted = [each for each in once if _take_lease(each) in left]
-        to_disable = await self._follow(
-            [each for each in counted if each.endpoint_id in failing],
-            [(row["id"], row["due_at"]) for row in rows if row["moves_others"]],
-            now,
-        )
-        return Recorded([_take_out(left, each) for each in finished], to_disable)
+        telling = [each for each in once if each.endpoint_id in failing and _take_lease(each) in taken]
+        to_disable = await self._tell_lanes(telling, now)
+        return Recorded([_take_out(taken, each) for each in finished], to_disable)
 
-    async def _follow(
-        self, telling: Sequence[FinishedAttempt], ordered: Sequence[tuple[str, datetime | None]], now: datetime
-    ) -> Mapping[str, str]:
-        """Do what follows for those behind in an order, and for endpoints; which to disable, each with the reason."""
+    async def _tell_lanes(self, telling: Sequence[FinishedAttempt], now: datetime) -> Mapping[str, str]:
+        """Tell endpoints' lanes of results; which endpoints to disable, each with the reason."""
 
-        def follow(session: Session) -> Mapping[str, str]:
-            finishing.move_those_behind(session, ordered)
-            return finishing.record_outcomes(session, telling, now)
+        def tell(session: Session) -> Mapping[str, str]:
+            lanes = finishing.lock_lanes(session, {each.endpoint_id for each in telling})
+            return finishing.record_outcomes(session, lanes, telling, now)
 
-        if telling or ordered:
+        if telling:
             # The results are on disk. That an endpoint's lane has not heard of a success costs a probe, no more.
             with contextlib.suppress(LedgerUnavailable):
-                return await self._database.run(follow)
+                return await self._database.run(tell)
         return {}
 
-    async def _give_back(self, leases: Sequence[tuple[str, int]]) -> None:
-        await self._connections.fetch(GIVE_BACK, *take_columns(leases, 2), durable=False)
+    async def _give_back(self, claimed: Sequence[ClaimedDelivery]) -> None:
+        plain = sorted((each.id, each.lease_token) for each in claimed if each.endpoint.id not in self._ordered)
+        rows = await self._connections.fetch(GIVE_BACK, *take_columns(plain, 2), durable=False) if plain else []
+        given_back = {row["id"] for row in rows}
+        if left := [each for each in claimed if each.id not in given_back]:
+            await super()._give_back(left)
 
     async def _read_revisions(self, endpoint_ids: Sequence[str]) -> Mapping[str, int]:
         rows = await self._connections.fetch(REVISIONS, endpoint_ids, durable=False)

@@ -17,7 +17,9 @@ WITH candidates AS (
     SELECT given.id, room, revision, is_limited
     FROM unnest($1::text[], $2::bigint[]) AS given (id, room)
     CROSS JOIN LATERAL (
-        SELECT revision, max_in_flight IS NOT NULL OR rate_limit IS NOT NULL OR opened_at IS NOT NULL AS is_limited
+        SELECT revision,
+               max_in_flight IS NOT NULL OR rate_limit IS NOT NULL OR ordering <> 'none' OR opened_at IS NOT NULL
+                   AS is_limited
         FROM endpoints
         JOIN lanes ON endpoint_id = id
         WHERE id = given.id AND status = 'active'
@@ -30,13 +32,8 @@ WITH candidates AS (
         SELECT deliveries.id
         FROM deliveries
         WHERE endpoint_id = candidates.id AND state = 'pending' AND lease_until IS NULL AND due_at <= $3
-            AND (order_key IS NULL OR NOT EXISTS (
-                SELECT FROM deliveries AS earlier
-                WHERE earlier.endpoint_id = deliveries.endpoint_id AND earlier.order_key = deliveries.order_key
-                    AND earlier.position < deliveries.position
-                    AND earlier.order_key IS NOT NULL
-                    AND (earlier.state = 'pending' OR earlier.state = 'held' OR earlier.lease_until IS NOT NULL)
-            ))
+            -- What has just been put into an order goes only under its lane's lock.
+            AND order_key IS NULL
         ORDER BY due_at
         LIMIT room
         -- What another claim is leasing, or a cancellation has locked, is passed over.
@@ -84,7 +81,7 @@ _FINAL: Final = ", ".join(f"'{state}'" for state in TRANSITIONS if is_final(stat
 
 FINISH: Final = f"""
 WITH found AS (
-    SELECT given.*, is_ordered, {_build_next_state()} AS next_state
+    SELECT given.*, {_build_next_state()} AS next_state
     FROM (
         SELECT *
         FROM unnest($1::text[], $2::bigint[], $3::text[], $4::timestamptz[], $5::boolean[], $6::text[], $7::integer[],
@@ -95,10 +92,12 @@ WITH found AS (
     ) AS given
     CROSS JOIN LATERAL (
         -- Under the lock the row is read anew: what a cancellation left that was waited for is what the result meets.
-        SELECT state, order_key IS NOT NULL AS is_ordered
+        SELECT state
         FROM deliveries
         -- Not `lease_until`, which says the same: by its index, all leases there are would be gone through.
         WHERE deliveries.id = given.id AND lease_token = given.lease_token AND leased_at IS NOT NULL
+            -- What is in an order ends only under its lane's lock.
+            AND order_key IS NULL
         LIMIT 1
         FOR NO KEY UPDATE
     ) AS leased
@@ -114,24 +113,14 @@ WITH found AS (
         last_attempt_at = started_at
     FROM found
     WHERE deliveries.id = found.id
-    RETURNING found.*, deliveries.due_at, endpoint_id, order_key, position
+    RETURNING found.*
 ), recorded AS (
     INSERT INTO attempts (delivery_id, number, id, started_at, duration, outcome, status_code, reason, sealed_excerpt)
     SELECT id, number, attempt_id, started_at, duration, outcome, status_code, reason, sealed_excerpt
     FROM moved
 )
 -- With the endpoints whose lanes know of failures, which a success would end.
-SELECT id, lease_token, due_at,
-       -- Those behind it in an order wait as well, or the next of them was put off and need not wait any more.
-       is_ordered AND (due_at IS NOT NULL OR (
-           SELECT follower.failure_count = 0 AND follower.due_at > follower.created_at
-           FROM deliveries AS follower
-           WHERE follower.endpoint_id = moved.endpoint_id AND follower.order_key = moved.order_key
-               AND follower.position > moved.position AND follower.order_key IS NOT NULL
-               AND (follower.state = 'pending' OR follower.state = 'held' OR follower.lease_until IS NOT NULL)
-           ORDER BY follower.position
-           LIMIT 1
-       )) AS moves_others,
+SELECT id, lease_token,
        ARRAY(SELECT endpoint_id FROM lanes WHERE endpoint_id = ANY ($14::text[]) AND failure_streak > 0) AS failing
 FROM moved
 """  # noqa: S608 (of our own tables alone)
@@ -164,10 +153,11 @@ FROM (
     CROSS JOIN LATERAL (
         SELECT
         FROM deliveries
-        WHERE deliveries.id = given.id AND lease_token = given.lease_token
+        WHERE deliveries.id = given.id AND lease_token = given.lease_token AND order_key IS NULL
         LIMIT 1
         FOR NO KEY UPDATE
     ) AS leased
 ) AS found
 WHERE deliveries.id = found.id
+RETURNING deliveries.id
 """

@@ -1,4 +1,4 @@
-"""Leasing due deliveries within a session, by the limits that all workers keep together."""
+"""Leasing due deliveries within a session, by the limits and the order that all workers keep together."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from carehook.ledger.connections.sessions import Row, Session
 from carehook.ledger.limits import Allowance, Limited, advance_slot, decide_allowance
 from carehook.ledger.records import ClaimedDelivery, Endpoint, Lane
 from carehook.ledger.sql.directory import build_endpoint
+from carehook.ledger.sql.parking import lease_in_order
 from carehook.ledger.sql.queue_statements import (
     CANDIDATES,
     ENDPOINTS_OF,
@@ -24,7 +25,7 @@ from carehook.ledger.sql.queue_statements import (
 from carehook.ledger.states import Ordering
 
 _TRY_AGAIN_AFTER: Final = timedelta(milliseconds=20)
-"""When to come back to an endpoint at whose limits another worker is just now."""
+"""When to come back to an endpoint whose lane another transaction has locked just now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,62 +34,82 @@ class Claim:
 
     deliveries: Sequence[ClaimedDelivery] = ()
     perhaps_more: Sequence[str] = ()
-    """Endpoints of which as much was leased as was asked for."""
+    """Endpoints of which as much was leased as was asked for, or of which more is due than could be looked at."""
     ask_again: Mapping[str, datetime] = field(default_factory=dict)
     """Endpoints whose limits kept some back, and until when."""
     constrained: frozenset[str] = frozenset()
     """Endpoints that may have something more to lease once one of their attempts has ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Allowances:
+    """How many may be leased of each endpoint; which are limited, under whose locked lanes; and which are in order."""
+
+    rooms: Mapping[str, Allowance]
+    limited: Sequence[Limited]
+    ordered: frozenset[str]
+
+    def find_rooms(self, *, in_order: bool) -> dict[str, int]:
+        """The endpoints of which any may be leased, with how many."""
+        return {
+            endpoint_id: allowance.room
+            for endpoint_id, allowance in self.rooms.items()
+            if allowance.room and (endpoint_id in self.ordered) is in_order
+        }
+
+
 def claim(session: Session, asked: Mapping[str, int], now: datetime, until: datetime) -> Claim:
     """Lease due deliveries of endpoints, of each at most as many as is `asked`."""
-    allowances, limited = _decide_allowances(session, asked, now)
-    leased = _lease(session, allowances, now, until)
+    allowances = _decide_allowances(session, asked, now)
+    in_order = lease_in_order(session, allowances.find_rooms(in_order=True), now, until)
+    leased = [*_lease(session, allowances.find_rooms(in_order=False), now, until), *in_order.rows]
     deliveries = load_claimed(session, leased, until)
     counts = _count(deliveries)
     SET_SLOT.run(
         session,
         [
             (each.endpoint_id, advance_slot(each, counts[each.endpoint_id], now))
-            for each in limited
+            for each in allowances.limited
             if each.rate_limit is not None and counts[each.endpoint_id]
         ],
     )
+    filled = [
+        endpoint_id
+        for endpoint_id, allowance in allowances.rooms.items()
+        if allowance.room and counts[endpoint_id] >= allowance.room and allowance.ask_again_at is None
+    ]
     return Claim(
         deliveries=deliveries,
-        perhaps_more=[
-            endpoint_id
-            for endpoint_id, allowance in allowances.items()
-            if allowance.room and counts[endpoint_id] >= allowance.room and allowance.ask_again_at is None
-        ],
+        perhaps_more=[*filled, *in_order.perhaps_more],
         ask_again={
             endpoint_id: allowance.ask_again_at
-            for endpoint_id, allowance in allowances.items()
+            for endpoint_id, allowance in allowances.rooms.items()
             if allowance.ask_again_at is not None
         },
-        constrained=frozenset(each.endpoint_id for each in limited) | _find_ordered(deliveries),
+        constrained=frozenset(each.endpoint_id for each in allowances.limited),
     )
 
 
-def _decide_allowances(
-    session: Session, asked: Mapping[str, int], now: datetime
-) -> tuple[dict[str, Allowance], Sequence[Limited]]:
-    allowances: dict[str, Allowance] = {}
+def _decide_allowances(session: Session, asked: Mapping[str, int], now: datetime) -> _Allowances:
+    rooms: dict[str, Allowance] = {}
     to_limit: dict[str, tuple[int | None, float | None]] = {}
-    for endpoint_id, max_in_flight, rate_limit, _, *rest in CANDIDATES.fetch(session, ids=asked):
-        if max_in_flight is None and rate_limit is None and Lane(*rest).opened_at is None:
-            allowances[endpoint_id] = Allowance(asked[endpoint_id])
-        else:
-            allowances[endpoint_id] = Allowance(0, now + _TRY_AGAIN_AFTER)
-            to_limit[endpoint_id] = (max_in_flight, rate_limit)
+    ordered: set[str] = set()
+    for endpoint_id, max_in_flight, rate_limit, ordering, opened_at in CANDIDATES.fetch(session, ids=asked):
+        if ordering != Ordering.NONE:
+            ordered.add(endpoint_id)
+        elif max_in_flight is None and rate_limit is None and opened_at is None:
+            rooms[endpoint_id] = Allowance(asked[endpoint_id])
+            continue
+        rooms[endpoint_id] = Allowance(0, now + _TRY_AGAIN_AFTER)
+        to_limit[endpoint_id] = (max_in_flight, rate_limit)
     limited = _lock_limited(session, to_limit) if to_limit else []
     for each in limited:
-        allowances[each.endpoint_id] = decide_allowance(each, asked[each.endpoint_id], now)
-    return allowances, limited
+        rooms[each.endpoint_id] = decide_allowance(each, asked[each.endpoint_id], now)
+    return _Allowances(rooms, limited, frozenset(ordered))
 
 
 def _lock_limited(session: Session, to_limit: Mapping[str, tuple[int | None, float | None]]) -> Sequence[Limited]:
-    """Those at whose limits no other worker is now. Their leases are counted once their lanes are locked."""
+    """Those at whose lanes no other transaction is now. Their leases are counted once their lanes are locked."""
     lanes = {
         endpoint_id: (next_slot_at, Lane(*rest))
         for endpoint_id, next_slot_at, *rest in TRY_LANES.fetch(session, ids=to_limit)
@@ -100,13 +121,10 @@ def _lock_limited(session: Session, to_limit: Mapping[str, tuple[int | None, flo
     ]
 
 
-def _lease(
-    session: Session, allowances: Mapping[str, Allowance], now: datetime, until: datetime
-) -> Sequence[tuple[Any, ...]]:
+def _lease(session: Session, rooms: Mapping[str, int], now: datetime, until: datetime) -> Sequence[Row]:
     endpoints_by_room: defaultdict[int, list[str]] = defaultdict(list)
-    for endpoint_id, allowance in allowances.items():
-        if allowance.room:
-            endpoints_by_room[allowance.room].append(endpoint_id)
+    for endpoint_id, room in rooms.items():
+        endpoints_by_room[room].append(endpoint_id)
     statement = LEASE[session.dialect.name]
     return [
         row
@@ -149,7 +167,3 @@ def _count(deliveries: Sequence[ClaimedDelivery]) -> Mapping[str, int]:
     for delivery in deliveries:
         counts[delivery.endpoint.id] += 1
     return counts
-
-
-def _find_ordered(deliveries: Sequence[ClaimedDelivery]) -> frozenset[str]:
-    return frozenset(each.endpoint.id for each in deliveries if each.endpoint.ordering is not Ordering.NONE)

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from carehook.ledger.connections.sessions import SessionSqlalchemy
+from carehook.ledger.connections.sessions import Session, SessionSqlalchemy
 from carehook.ledger.records import (
     Attempt,
     AttemptOutcome,
@@ -23,9 +24,10 @@ from carehook.ledger.records import (
     Prospect,
 )
 from carehook.ledger.sql.order import assign_positions
+from carehook.ledger.sql.parking import bring_forward, find_next
 from carehook.ledger.sql.prospects import fetch_prospects
-from carehook.ledger.sql.queue_statements import BRING_FORWARD_THE_NEXT
-from carehook.ledger.sql.statements import Bulk, among, build_move, fetch_page
+from carehook.ledger.sql.queue_statements import LOCK_LANES, LOCK_LEASED
+from carehook.ledger.sql.statements import Bulk, Prepared, among, build_move, fetch_page
 from carehook.ledger.sql.tables import (
     LEASED,
     WAITING,
@@ -35,7 +37,7 @@ from carehook.ledger.sql.tables import (
     in_state,
     lanes,
 )
-from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
+from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
 
 _delivery_columns = [deliveries.c[field.name] for field in dataclasses.fields(Delivery)]
 
@@ -126,55 +128,63 @@ class DeliveriesSql:
             & (deliveries.c.last_attempt_at >= since)
         )
         unfinished = (DeliveryState.PENDING, DeliveryState.EXHAUSTED)
-        statuses = await self._lock_endpoints(endpoints.c.id == endpoint_id)
-        return await self._revive_of(statuses, Transition.RETRY, failed, now, among_states=unfinished)
+        present = await self._lock_endpoints(endpoints.c.id == endpoint_id)
+        return await self._revive_of(present, Transition.RETRY, failed, now, among_states=unfinished)
 
     async def _revive(self, transition: Transition, which: sa.ColumnElement[bool], now: datetime) -> int:
-        statuses = await self._lock_endpoints(endpoints.c.id.in_(sa.select(deliveries.c.endpoint_id).where(which)))
-        return await self._revive_of(
-            statuses, transition, which & among(deliveries.c.endpoint_id, statuses), now, tuple(DeliveryState)
-        )
+        present = await self._lock_endpoints(endpoints.c.id.in_(sa.select(deliveries.c.endpoint_id).where(which)))
+        which &= among(deliveries.c.endpoint_id, [each.id for each in present])
+        return await self._revive_of(present, transition, which, now, tuple(DeliveryState))
 
-    async def _lock_endpoints(self, which: sa.ColumnElement[bool]) -> dict[str, str]:
-        """The status of such endpoints as are not deleted, fixed until this transaction ends."""
-        query = sa.select(endpoints.c.id, endpoints.c.status).where(which, endpoints.c.status != EndpointStatus.DELETED)
-        rows = await self._connection.execute(query.order_by(endpoints.c.id).with_for_update(read=True))
-        return {row.id: row.status for row in rows}
+    async def _lock_endpoints(self, which: sa.ColumnElement[bool]) -> Sequence[sa.Row[Any]]:
+        """Such endpoints as are not deleted, their status and ordering fixed until this transaction ends."""
+        query = sa.select(endpoints.c.id, endpoints.c.status, endpoints.c.ordering)
+        present = query.where(which, endpoints.c.status != EndpointStatus.DELETED)
+        locked = present.order_by(endpoints.c.id).with_for_update(read=True)
+        return list(await self._connection.execute(locked))
 
     async def _revive_of(
         self,
-        statuses: Mapping[str, str],
+        present: Sequence[sa.Row[Any]],
         transition: Transition,
         which: sa.ColumnElement[bool],
         now: datetime,
         among_states: Collection[DeliveryState],
     ) -> int:
         """Make due now what matches, or held where its endpoint does not receive now."""
-        if not statuses:
+        if not present:
             return 0
+        ids = [each.id for each in present]
+        is_open = among(lanes.c.endpoint_id, ids) & lanes.c.opened_at.is_not(None)
+        opened = sa.select(lanes.c.endpoint_id).where(is_open).order_by(lanes.c.endpoint_id)
+        locked = opened.with_for_update(key_share=True)
+        await self._connection.execute(lanes.update().where(lanes.c.endpoint_id.in_(locked)).values(probe_at=now))
+        # Where nothing is in an order any more, neither is what was when it was over.
+        keeps_order = among(deliveries.c.endpoint_id, [each.id for each in present if each.ordering != Ordering.NONE])
         move = build_move(
             transition,
             which & deliveries.c.lease_until.is_(None),
             among_states=among_states,
-            silent=[endpoint_id for endpoint_id, status in statuses.items() if status != EndpointStatus.ACTIVE],
+            silent=[each.id for each in present if each.status != EndpointStatus.ACTIVE],
             due_at=now,
             failure_count=0,
             finished_at=None,
+            order_key=sa.case((keeps_order, deliveries.c.order_key)),
+            position=sa.case((keeps_order, deliveries.c.position)),
         )
         moved = (await self._connection.execute(move)).rowcount
-        is_open = among(lanes.c.endpoint_id, statuses) & lanes.c.opened_at.is_not(None)
-        opened = sa.select(lanes.c.endpoint_id).where(is_open).order_by(lanes.c.endpoint_id)
-        locked = opened.with_for_update(key_share=True)
-        await self._connection.execute(lanes.update().where(lanes.c.endpoint_id.in_(locked)).values(probe_at=now))
-        self._on_due(statuses)
+        self._on_due(ids)
         return moved
 
     async def cancel(self, delivery_id: str, now: datetime) -> bool:
         """Send one no more."""
+        order = await self._connection.run_sync(
+            lambda connection: _lock_to_end(SessionSqlalchemy(connection), delivery_id)
+        )
         move = build_move(Transition.CANCEL, deliveries.c.id == delivery_id, due_at=None, finished_at=now)
         moved = (await self._connection.execute(move.returning(deliveries.c.endpoint_id))).scalars().all()
         if moved:
-            await BRING_FORWARD_THE_NEXT.execute(self._connection, [(delivery_id,)])
+            await self._connection.run_sync(lambda connection: bring_forward(SessionSqlalchemy(connection), order))
             self._on_due(moved)
         return bool(moved)
 
@@ -206,3 +216,14 @@ class DeliveriesSql:
         disabled = sa.select(sa.func.count()).where(endpoints.c.status == EndpointStatus.DISABLED)
         query = sa.select(*(each.scalar_subquery() for each in (*counts, oldest, circuits, disabled)))
         return Backlog(*(await self._connection.execute(query)).one())
+
+
+_ENDPOINT_OF = Prepared(sa.select(deliveries.c.endpoint_id).where(deliveries.c.id == sa.bindparam("delivery")))
+
+
+def _lock_to_end(session: Session, delivery_id: str) -> Collection[str]:
+    """Lock a delivery that may be over soon, and what it keeps back; the delivery, if it is in an order."""
+    LOCK_LANES.fetch(session, ids=[each for (each,) in _ENDPOINT_OF.fetch(session, delivery=delivery_id)])
+    order = find_next(session, [delivery_id])
+    LOCK_LEASED.fetch(session, ids=[delivery_id, *filter(None, order.values())])
+    return order.keys()

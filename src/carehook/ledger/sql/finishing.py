@@ -13,22 +13,23 @@ from typing import Any
 from carehook.ids import ATTEMPT, new_id
 from carehook.ledger.circuit import Failure, Tally, decide_disabling, record
 from carehook.ledger.connections.sessions import Session
-from carehook.ledger.records import Attempt, AttemptOutcome, FinishedAttempt, Lane
+from carehook.ledger.records import Attempt, AttemptOutcome, ClaimedDelivery, FinishedAttempt, Lane
+from carehook.ledger.sql.parking import bring_forward, find_next
 from carehook.ledger.sql.queue_statements import (
     ADD_ATTEMPTS,
     ATTEMPT_NAMES,
-    BRING_FORWARD_THE_NEXT,
+    ATTEMPTS_OF,
     DISABLE,
-    FAILING,
     FINISH,
+    GIVE_BACK,
     HOLD,
     LANE_NAMES,
     LOCK_ENDPOINTS,
     LOCK_LANES,
     LOCK_LEASED,
     LOCK_LEASED_AND_HELD,
+    LOCK_LOST,
     LOST,
-    PUT_OFF_THOSE_BEHIND,
     RECOVER_LOST,
     REVISE_ORGANIZATIONS,
     SET_LANE,
@@ -42,59 +43,61 @@ RECOVERED_AT_ONCE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Whether each result counted, and the endpoints that have failed for too long, each with the reason."""
+    """Whether each result is on record, and the endpoints that have failed for too long, each with the reason."""
 
     counted: Sequence[bool]
     to_disable: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Leased:
-    state: DeliveryState
-    is_ordered: bool
-
-
 def finish(session: Session, finished: Sequence[FinishedAttempt], now: datetime) -> Recorded:
     """Record attempts whose lease still holds, and move their deliveries."""
     gone = {each.endpoint_id: each.disable_reason for each in finished if each.disable_reason}
-    leased = _lock_leased(session, finished, gone)
+    if gone:
+        _lock_to_disable(session, gone)
+    lanes = lock_lanes(session, {each.endpoint_id for each in finished})
+    order = find_next(session, {each.delivery_id for each in finished})
+    states = _lock_leased(session, [*(each.delivery_id for each in finished), *filter(None, order.values())], gone)
     # Taken out when it is counted, so that a result given twice counts once.
-    found = [leased.pop((each.delivery_id, each.lease_token), None) for each in finished]
-    counted = [(each, lease) for each, lease in zip(finished, found, strict=True) if lease is not None]
-    FINISH.run(session, [_take_result(each, lease.state, now) for each, lease in counted])
+    found = [states.pop((each.delivery_id, each.lease_token), None) for each in finished]
+    counted = [(each, state) for each, state in zip(finished, found, strict=True) if state is not None]
+    late = [each for each, state in zip(finished, found, strict=True) if state is None]
+    recorded = _find_recorded(session, late) if late else frozenset()
+    FINISH.run(session, [_take_result(each, state, now) for each, state in counted])
     ADD_ATTEMPTS.run(session, [take_attempt(each.attempt) for each, _ in counted])
-    move_those_behind(
-        session,
-        [(each.delivery_id, _decide_due(each, lease.state)) for each, lease in counted if lease.is_ordered],
-    )
+    bring_forward(session, order.keys())
     for endpoint_id in {each.endpoint_id for each, _ in counted if each.disable_reason}:
         _disable(session, endpoint_id, gone[endpoint_id] or "", now)
-    to_disable = record_outcomes(session, [each for each, _ in counted], now)
-    return Recorded([lease is not None for lease in found], to_disable)
+    to_disable = record_outcomes(session, lanes, [each for each, _ in counted], now)
+    return Recorded(
+        [state is not None or each.attempt.id in recorded for each, state in zip(finished, found, strict=True)],
+        to_disable,
+    )
 
 
-def move_those_behind(session: Session, ordered: Sequence[tuple[str, datetime | None]]) -> None:
-    """What results mean for those behind in the order of a patient: they wait as well, or the next is due.
-
-    Each is the id of a delivery in an order, and when it is due again; None where it is finished.
-    """
-    PUT_OFF_THOSE_BEHIND.run(session, [(delivery_id, due_at) for delivery_id, due_at in ordered if due_at is not None])
-    BRING_FORWARD_THE_NEXT.run(session, [(delivery_id,) for delivery_id, due_at in ordered if due_at is None])
+def _find_recorded(session: Session, late: Sequence[FinishedAttempt]) -> frozenset[str]:
+    """The attempts of these deliveries that are on record: one may be given again, where nobody heard that it was."""
+    return frozenset(
+        attempt_id for (attempt_id,) in ATTEMPTS_OF.fetch(session, ids={each.delivery_id for each in late})
+    )
 
 
-def record_outcomes(session: Session, counted: Sequence[FinishedAttempt], now: datetime) -> Mapping[str, str]:
-    """Tell the endpoints' circuits; those that have failed for too long, each with the reason."""
+def lock_lanes(session: Session, endpoint_ids: Collection[str]) -> dict[str, Lane]:
+    """How it goes at each of the endpoints, fixed until this transaction ends."""
+    return {endpoint_id: Lane(*rest) for endpoint_id, _, *rest in LOCK_LANES.fetch(session, ids=endpoint_ids)}
+
+
+def record_outcomes(
+    session: Session, lanes: Mapping[str, Lane], counted: Sequence[FinishedAttempt], now: datetime
+) -> Mapping[str, str]:
+    """Tell the endpoints' circuits, whose lanes are locked; those that failed for too long, each with the reason."""
     tallies = tally(counted)
-    succeeded = [endpoint_id for endpoint_id, each in tallies.items() if not each.failures]
-    unclean = {endpoint_id for (endpoint_id,) in FAILING.fetch(session, ids=succeeded)} if succeeded else set()
-    changing = [endpoint_id for endpoint_id, each in tallies.items() if each.failures or endpoint_id in unclean]
-    if not changing:
-        return {}
-    before = {endpoint_id: Lane(*rest) for endpoint_id, _, *rest in LOCK_LANES.fetch(session, ids=changing)}
     after = {
-        endpoint_id: record(lane, tallies[endpoint_id], now, _jitter()) for endpoint_id, lane in sorted(before.items())
+        endpoint_id: record(lane, tallies[endpoint_id], now, _jitter())
+        for endpoint_id, lane in sorted(lanes.items())
+        if endpoint_id in tallies
     }
-    SET_LANE.run(session, [(endpoint_id, *_take_lane(lane)) for endpoint_id, lane in after.items()])
+    changed = {endpoint_id: lane for endpoint_id, lane in after.items() if lane != lanes[endpoint_id]}
+    SET_LANE.run(session, [(endpoint_id, *_take_lane(lane)) for endpoint_id, lane in changed.items()])
     reasons = {endpoint_id: decide_disabling(lane, now) for endpoint_id, lane in after.items()}
     return {endpoint_id: reason for endpoint_id, reason in reasons.items() if reason is not None}
 
@@ -122,11 +125,33 @@ def disable(session: Session, endpoint_id: str, now: datetime) -> bool:
     return False
 
 
+def give_back(session: Session, claimed: Sequence[ClaimedDelivery]) -> None:
+    """End leases of deliveries that were not attempted."""
+    lock_lanes(session, {each.endpoint.id for each in claimed})
+    ids = {each.id for each in claimed}
+    order = find_next(session, ids)
+    LOCK_LEASED.fetch(session, ids=[*ids, *filter(None, order.values())])
+    GIVE_BACK.run(session, [(each.id, each.lease_token) for each in claimed])
+    bring_forward(session, order.keys())
+
+
 def recover_some(session: Session, now: datetime) -> int:
     """Record an interrupted attempt for some leases that ran out, and make their deliveries due; how many."""
-    lost = LOST.fetch(session, now=now, most=RECOVERED_AT_ONCE)
-    ADD_ATTEMPTS.run(session, [take_attempt(build_interrupted(*row)) for row in lost])
+    found = LOST.fetch(session, now=now, most=RECOVERED_AT_ONCE)
+    lanes = lock_lanes(session, {endpoint_id for _, endpoint_id, order_key in found if order_key is not None})
+    ids = [delivery_id for delivery_id, *_ in found]
+    order = find_next(session, ids)
+    lost = [
+        (delivery_id, leased_at, until, attempt_count)
+        for delivery_id, endpoint_id, order_key, leased_at, until, attempt_count in LOCK_LOST.fetch(
+            session, ids=[*ids, *filter(None, order.values())]
+        )
+        # Others may have recovered it, or its endpoint was asked for order, since it was found.
+        if until is not None and until <= now and (order_key is None or endpoint_id in lanes)
+    ]
+    ADD_ATTEMPTS.run(session, [take_attempt(build_interrupted(*each)) for each in lost])
     RECOVER_LOST.run(session, [(delivery_id,) for delivery_id, *_ in lost])
+    bring_forward(session, order.keys())
     return len(lost)
 
 
@@ -145,20 +170,14 @@ def build_interrupted(delivery_id: str, leased_at: datetime, lease_until: dateti
 
 
 def _lock_leased(
-    session: Session, finished: Sequence[FinishedAttempt], gone: Collection[str]
-) -> dict[tuple[str, int], _Leased]:
-    """Each delivery under lease, by its id and the lease's token; all that will change but the lanes is locked."""
-    ids = {each.delivery_id for each in finished}
+    session: Session, delivery_ids: Collection[str], gone: Collection[str]
+) -> dict[tuple[str, int], DeliveryState]:
+    """The state of each of the deliveries under lease, by its id and the lease's token; all of them are locked."""
     if gone:
-        _lock_to_disable(session, gone)
-        rows = LOCK_LEASED_AND_HELD.fetch(session, ids=ids, endpoint_ids=gone)
+        rows = LOCK_LEASED_AND_HELD.fetch(session, ids=delivery_ids, endpoint_ids=gone)
     else:
-        rows = LOCK_LEASED.fetch(session, ids=ids)
-    return {
-        (delivery_id, token): _Leased(DeliveryState(state), order_key is not None)
-        for delivery_id, token, state, until, order_key in rows
-        if until
-    }
+        rows = LOCK_LEASED.fetch(session, ids=delivery_ids)
+    return {(delivery_id, token): DeliveryState(state) for delivery_id, token, state, until, _ in rows if until}
 
 
 def _lock_to_disable(session: Session, endpoint_ids: Collection[str]) -> None:

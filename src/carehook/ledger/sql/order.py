@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from carehook.ledger.connections.sessions import Session
 from carehook.ledger.records import NewDelivery
 from carehook.ledger.sql.statements import Prepared, lock_deliveries
-from carehook.ledger.sql.tables import deliveries, events, in_state, positions
+from carehook.ledger.sql.tables import deliveries, events, in_state, lanes, positions
 from carehook.ledger.states import DeliveryState, Ordering
 
 _ADVANCE = Prepared(
@@ -44,12 +44,14 @@ def assign_positions(session: Session, new: Sequence[NewDelivery]) -> list[int |
 
 async def set_ordering(connection: AsyncConnection, endpoint_id: str, ordering: Ordering) -> None:
     """Put what is not finished of an endpoint into the order that it has from now on."""
+    for table in (positions, lanes):
+        of_endpoint = sa.select(table.c.endpoint_id).where(table.c.endpoint_id == endpoint_id)
+        await connection.execute(of_endpoint.with_for_update(key_share=True))
     unfinished = in_state(DeliveryState.PENDING, DeliveryState.HELD, where=deliveries.c.endpoint_id == endpoint_id)
     locked = lock_deliveries(unfinished, deliveries.c.id)
     if ordering is Ordering.NONE:
-        # What never failed itself was put off only to wait for another.
-        put_off = deliveries.c.order_key.is_not(None) & (deliveries.c.failure_count == 0)
-        due_at = sa.case((put_off, deliveries.c.created_at), else_=deliveries.c.due_at)
+        # What was parked waits for nobody now.
+        due_at = sa.func.coalesce(deliveries.c.due_at, deliveries.c.created_at)
         leave = deliveries.update().where(deliveries.c.id.in_(locked))
         await connection.execute(leave.values(order_key=None, position=None, due_at=due_at))
         return

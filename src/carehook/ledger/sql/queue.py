@@ -22,7 +22,7 @@ from carehook.ledger.records import ClaimedDelivery, FinishedAttempt
 from carehook.ledger.sql import claiming, finishing
 from carehook.ledger.sql.claiming import Claim
 from carehook.ledger.sql.finishing import Recorded
-from carehook.ledger.sql.queue_statements import GIVE_BACK, REVISIONS, SURVEY
+from carehook.ledger.sql.queue_statements import REVISIONS, SURVEY
 
 SURVEY_EVERY: Final = 0.5
 """Seconds after which another process's work, or what fell due, is found."""
@@ -119,7 +119,7 @@ class QueueSql:
         claimed = list(claimed)
         if not claimed:
             return
-        await self._give_back(sorted((each.id, each.lease_token) for each in claimed))
+        await self._give_back(claimed)
         self.wake({each.endpoint.id for each in claimed})
 
     async def find_changed(self, revisions: Mapping[str, int]) -> Collection[str]:
@@ -174,8 +174,8 @@ class QueueSql:
     async def _finish(self, finished: Sequence[FinishedAttempt], now: datetime) -> Recorded:
         return await self._database.run(lambda session: finishing.finish(session, finished, now))
 
-    async def _give_back(self, leases: Sequence[tuple[str, int]]) -> None:
-        await self._database.run(lambda session: GIVE_BACK.run(session, leases), durable=False)
+    async def _give_back(self, claimed: Sequence[ClaimedDelivery]) -> None:
+        await self._database.run(lambda session: finishing.give_back(session, claimed), durable=False)
 
     async def _read_revisions(self, endpoint_ids: Sequence[str]) -> Mapping[str, int]:
         # Not on the writer's thread: whoever waits for this sends nothing.

@@ -21,7 +21,6 @@ from carehook.ledger.sql.tables import (
     deliveries,
     endpoints,
     events,
-    holds_back,
     in_state,
     lanes,
     organizations,
@@ -73,7 +72,9 @@ IN_FLIGHT = Prepared(sa.select(endpoints.c.id, _in_flight).where(among(endpoints
 LANE_NAMES = [field.name for field in dataclasses.fields(Lane)]
 _lane_columns = [lanes.c[name] for name in LANE_NAMES]
 CANDIDATES = Prepared(
-    sa.select(endpoints.c.id, endpoints.c.max_in_flight, endpoints.c.rate_limit, lanes.c.next_slot_at, *_lane_columns)
+    sa.select(
+        endpoints.c.id, endpoints.c.max_in_flight, endpoints.c.rate_limit, endpoints.c.ordering, lanes.c.opened_at
+    )
     .join_from(endpoints, lanes)
     .where(among(endpoints.c.id, _ids), endpoints.c.status == EndpointStatus.ACTIVE)
 )
@@ -89,7 +90,6 @@ TRY_LANES = Prepared(
     .order_by(lanes.c.endpoint_id)
     .with_for_update(key_share=True, skip_locked=True)
 )
-FAILING = Prepared(sa.select(lanes.c.endpoint_id).where(among(lanes.c.endpoint_id, _ids), lanes.c.failure_streak > 0))
 SET_LANE = Bulk(
     lanes.update()
     .where(lanes.c.endpoint_id == sa.bindparam("endpoint"))
@@ -102,31 +102,33 @@ SET_SLOT = Bulk(
 )
 
 
-def _build_earlier() -> sa.Exists:
-    """Whether one that is before this delivery in the order of its patient is not over."""
-    earlier = deliveries.alias("earlier")
-    return (
-        sa.select(sa.literal_column("1"))
-        .where(
-            earlier.c.endpoint_id == deliveries.c.endpoint_id,
-            earlier.c.order_key == deliveries.c.order_key,
-            earlier.c.position < deliveries.c.position,
-            holds_back(earlier),
-        )
-        .correlate(deliveries)
-        .exists()
+def _build_lease(which: sa.ColumnElement[bool]) -> sa.UpdateBase:
+    """An update that leases deliveries and gives back what it leased."""
+    of = deliveries.c
+    leased = deliveries.update().where(which)
+    return leased.values(
+        leased_at=sa.bindparam("now"), lease_until=sa.bindparam("until"), lease_token=of.lease_token + 1
+    ).returning(
+        of.due_at,
+        of.id,
+        of.lease_token,
+        of.attempt_count,
+        of.failure_count,
+        of.event_id,
+        of.event_type,
+        of.endpoint_id,
     )
 
 
-def _build_lease(dialect: str) -> Any:
-    """An update that leases the first `share` due deliveries of each endpoint and gives back what it leased."""
+def _build_first_due(dialect: str) -> sa.Select[Any]:
+    """The first `share` due deliveries of each endpoint that are in no order: those go only under its lane's lock."""
     first_due = (
         sa.select(deliveries.c.id)
         .where(
             WAITING,
             deliveries.c.endpoint_id == endpoints.c.id,
             deliveries.c.due_at <= sa.bindparam("now"),
-            sa.or_(deliveries.c.order_key.is_(None), ~_build_earlier()),
+            deliveries.c.order_key.is_(None),
         )
         .order_by(deliveries.c.due_at)
         .limit(sa.bindparam("share"))
@@ -141,26 +143,14 @@ def _build_lease(dialect: str) -> Any:
     if dialect == "postgresql":
         # Chosen once: a subquery that a plan runs again finds others meanwhile, and the update leases more than it may.
         chosen = sa.select(chosen.cte("chosen").prefix_with("MATERIALIZED").c.id)
-    return (
-        deliveries.update()
-        .where(deliveries.c.id.in_(chosen))
-        .values(
-            leased_at=sa.bindparam("now"), lease_until=sa.bindparam("until"), lease_token=deliveries.c.lease_token + 1
-        )
-        .returning(
-            deliveries.c.due_at,
-            deliveries.c.id,
-            deliveries.c.lease_token,
-            deliveries.c.attempt_count,
-            deliveries.c.failure_count,
-            deliveries.c.event_id,
-            deliveries.c.event_type,
-            deliveries.c.endpoint_id,
-        )
-    )
+    return chosen
 
 
-LEASE = {dialect: Prepared(_build_lease(dialect)) for dialect in ("sqlite", "postgresql")}
+LEASE = {
+    dialect: Prepared(_build_lease(deliveries.c.id.in_(_build_first_due(dialect))))
+    for dialect in ("sqlite", "postgresql")
+}
+LEASE_THESE = Prepared(_build_lease(among(deliveries.c.id, _ids)))
 EVENTS_OF = Prepared(sa.select(events.c.id, events.c.created_at, events.c.body).where(among(events.c.id, _ids)))
 ENDPOINTS_OF = Prepared(sa.select(endpoints).where(among(endpoints.c.id, _ids)))
 REVISIONS = sa.select(endpoints.c.id, endpoints.c.revision).where(
@@ -205,10 +195,11 @@ RECOVER_LOST = Bulk(
 )
 
 ATTEMPT_NAMES = [field.name for field in dataclasses.fields(Attempt)]
+ATTEMPTS_OF = Prepared(sa.select(attempts.c.id).where(among(attempts.c.delivery_id, _ids)))
 ADD_ATTEMPTS = Bulk(attempts.insert(), ATTEMPT_NAMES)
 
 
-_finished = among(deliveries.c.id, _ids) & LEASED
+_finished = among(deliveries.c.id, _ids)
 _to_hold = in_state(
     *states_before(Transition.HOLD),
     where=among(deliveries.c.endpoint_id, sa.bindparam("endpoint_ids", type_=Ids())),
@@ -255,47 +246,23 @@ REVISE_ORGANIZATIONS = Prepared(
     .values(revision=organizations.c.revision + sa.literal_column("1"))
 )
 
-_head, _after = deliveries.alias("head"), deliveries.alias("after")
-_behind = (
-    sa.select(_after.c.id)
-    .join_from(
-        _head,
-        _after,
-        (_after.c.endpoint_id == _head.c.endpoint_id)
-        & (_after.c.order_key == _head.c.order_key)
-        & (_after.c.position > _head.c.position),
-    )
-    .where(_head.c.id == sa.bindparam("head"), holds_back(_after))
-    # Those that are locked are being cancelled or paused.
-    .with_for_update(of=_after, skip_locked=True, key_share=True)
-)
-PUT_OFF_THOSE_BEHIND = Bulk(
-    deliveries.update()
-    .where(deliveries.c.id.in_(_behind.where(_after.c.due_at < sa.bindparam("then"))), WAITING)
-    .values(due_at=sa.bindparam("then")),
-    ["head", "then"],
-)
-BRING_FORWARD_THE_NEXT = Bulk(
-    deliveries.update()
-    .where(
-        # The offset is said, or SQLite's would be a parameter of which a `Bulk` does not know.
-        deliveries.c.id.in_(
-            _behind.order_by(_after.c.position).limit(sa.literal_column("1")).offset(sa.literal_column("0"))
-        ),
-        # Where it failed itself, when it is due is its own affair.
-        deliveries.c.failure_count == sa.literal_column("0"),
-        deliveries.c.due_at > deliveries.c.created_at,
-    )
-    .values(due_at=deliveries.c.created_at),
-    ["head"],
-)
 HOLD = Prepared(build_move(Transition.HOLD, deliveries.c.endpoint_id == sa.bindparam("endpoint")))
 
 _ran_out = deliveries.c.lease_until <= sa.bindparam("now")
 LOST = Prepared(
-    sa.select(deliveries.c.id, deliveries.c.leased_at, deliveries.c.lease_until, deliveries.c.attempt_count)
+    sa.select(deliveries.c.id, deliveries.c.endpoint_id, deliveries.c.order_key)
     .where(_ran_out)
     .order_by(deliveries.c.lease_until)
     .limit(sa.bindparam("most"))
-    .with_for_update(skip_locked=True, key_share=True)
+)
+LOCK_LOST = Prepared(
+    lock_deliveries(
+        among(deliveries.c.id, _ids),
+        deliveries.c.id,
+        deliveries.c.endpoint_id,
+        deliveries.c.order_key,
+        deliveries.c.leased_at,
+        deliveries.c.lease_until,
+        deliveries.c.attempt_count,
+    )
 )
