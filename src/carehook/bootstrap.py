@@ -122,7 +122,7 @@ def _assemble(
         interventions=Interventions(ledger, clock),
         insights=Insights(ledger, keyring, clock),
         tokens=Tokens(ledger, clock),
-        worker=Worker(queue, deliverer, limits, metrics, clock),
+        worker=Worker(ledger, queue, deliverer, limits, metrics, clock),
     )
 
 
@@ -141,9 +141,12 @@ async def move_embedded_store(settings: Settings, target_url: str) -> Mapping[st
 
     Raises `MoveRefused`, `StartupError` or `LedgerUnavailable`, each with a sentence for people; nothing has changed.
     """
-    if not is_embedded(settings):
+    file = find_embedded_file(settings)
+    if file is None:
         raise MoveRefused("The store is a server's already: unset CAREHOOK_DATABASE_URL to move the embedded one.")
-    url = _parse_url(target_url)
+    if not file.exists():
+        raise MoveRefused(f"There is no store to move: there is no {file}. CAREHOOK_HOME chooses the folder.")
+    url = _parse_url(target_url, "the target")
     if url.get_backend_name() == "sqlite":
         raise MoveRefused("The target must be a PostgreSQL server: postgresql://user:password@host/name.")
     source, target = open_database(settings), Database(url)
@@ -169,6 +172,12 @@ def is_embedded(settings: Settings) -> bool:
     return open_url(settings).get_secret_value().startswith("sqlite")
 
 
+def find_embedded_file(settings: Settings) -> Path | None:
+    """The file of the embedded store, whether there is one yet; None for a server. Raises as `open_database` does."""
+    url = _parse_url(open_url(settings).get_secret_value())
+    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+
+
 def open_url(settings: Settings) -> SecretStr:
     """The URL of the store: the one that is set, or the embedded database in the home folder."""
     embedded = URL.create("sqlite", database=str(settings.home.absolute() / "carehook.db"))
@@ -177,23 +186,22 @@ def open_url(settings: Settings) -> SecretStr:
 
 def open_database(settings: Settings) -> Database:
     """The store's engines. Raises `StartupError` where the URL is not one."""
-    url = _parse_url(open_url(settings).get_secret_value())
-    if url.get_backend_name() == "sqlite" and url.database:
-        _make_private_file(Path(url.database))
-    return Database(url)
+    file = find_embedded_file(settings)
+    if file is not None:
+        _make_private_file(file)
+    return Database(_parse_url(open_url(settings).get_secret_value()))
 
 
-def _parse_url(text: str) -> URL:
+def _parse_url(text: str, name: str = "CAREHOOK_DATABASE_URL") -> URL:
     try:
         url = parse_database_url(text)
     except ValueError as error:
-        raise StartupError(f"CAREHOOK_DATABASE_URL: {error}.") from None
+        raise StartupError(f"{name}: {error}.") from None
     # Elsewhere than before the @, a password or a part of it would be shown with the URL when the store is down.
     is_server = url.get_backend_name() != "sqlite"
     if is_server and ("@" in f"{url.host}{url.database}" or "password" in url.query):
         raise StartupError(
-            "CAREHOOK_DATABASE_URL: write it as postgresql://user:password@host/name, with every @ of the password "
-            "as %40."
+            f"{name}: write it as postgresql://user:password@host/name, with every @ of the password as %40."
         )
     return url
 

@@ -193,16 +193,17 @@ class Store:
 
     async def set_status(self, endpoint_id: str, status: EndpointStatus) -> None:
         """Pause, resume or delete as the directory does: the endpoint first, then its deliveries."""
-        async with self.ledger.transaction() as tx:
-            endpoint = await tx.endpoints.get(endpoint_id, lock=True)
-            assert endpoint is not None
-            await tx.endpoints.update(replace(endpoint, status=status))
-            if status == EndpointStatus.ACTIVE:
-                await tx.deliveries.release(endpoint_id)
-            elif status == EndpointStatus.DELETED:
-                await tx.deliveries.cancel_all(endpoint_id, NOW)
-            else:
-                await tx.deliveries.hold(endpoint_id)
+        await self.change(endpoint_id, status=status)
+        await self.settle(endpoint_id)
+
+    async def settle(self, endpoint_id: str, now: datetime = NOW) -> int:
+        """Let an endpoint's deliveries follow its status; how many did."""
+        moved = 0
+        while True:
+            settled = await self.ledger.settle(endpoint_id, now)
+            moved += settled.moved
+            if settled.is_complete:
+                return moved
 
     async def until_blocked(self, transactions: int = 1) -> None:
         """Return when so many other transactions wait for a lock (PostgreSQL)."""

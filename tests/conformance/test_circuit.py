@@ -8,9 +8,15 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from carehook.ledger.circuit import DISABLED_AFTER, FIRST_PROBE_AFTER, LONGEST_PROBE_AFTER, OPENS_AT
+from carehook.ledger.circuit import (
+    DISABLED_AFTER,
+    FIRST_PROBE_AFTER,
+    LONGEST_PROBE_AFTER,
+    OPENS_AT,
+    TRIED_FOR,
+    decide_disabling,
+)
 from carehook.ledger.records import AttemptOutcome, ClaimedDelivery, Lane
-from carehook.ledger.sql.queue_statements import LOCK_LEASED_AND_HELD
 from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
 from tests.conformance.store import LEASE, NOW, SECOND, Store, build_finished
 
@@ -258,17 +264,22 @@ async def test_forgetting_its_failures_closes_it(store: Store) -> None:
     assert len(await store.claim()) == OPENS_AT
 
 
-async def fail_for_days(store: Store, failures: int = OPENS_AT, *, then: timedelta = DISABLED_AFTER) -> list[str]:
-    """Fail so often at NOW, and once more after `then`."""
-    await store.add_endpoints("ep_1")
+async def fail_for_days(
+    store: Store, failures: int = OPENS_AT, *, then: timedelta = DISABLED_AFTER, tried_for: timedelta = TRIED_FOR
+) -> list[str]:
+    """Fail so often until `tried_for` before the end, the first time at NOW, and once at the end, `then` after NOW."""
     ids = await store.publish(*["ep_1"] * (failures + 1))
-    await fail(store, await store.claim(failures - 1))
+    await fail(store, await store.claim(1))
     end = NOW + then
+    await fail(store, await store.claim(failures - 1, now=end - tried_for), end - tried_for)
     await fail(store, await store.claim(1, now=end), end)
     return ids
 
 
-async def test_five_days_of_nothing_but_failure_disable_it_and_hold_its_deliveries(store: Store) -> None:
+async def test_five_days_of_nothing_but_failure_and_one_of_trying_disable_it_and_hold_its_deliveries(
+    store: Store,
+) -> None:
+    await store.add_endpoints("ep_1")
     ids = await fail_for_days(store)
     endpoint = await store.endpoint("ep_1")
     assert endpoint.status is EndpointStatus.DISABLED
@@ -276,15 +287,23 @@ async def test_five_days_of_nothing_but_failure_disable_it_and_hold_its_deliveri
     assert "2026-03-01T12:00:00Z" in endpoint.status_reason
     assert "500 Internal Server Error" in endpoint.status_reason
     assert endpoint.updated_at == NOW + DISABLED_AFTER
+    assert await store.settle("ep_1") == len(ids)
     assert set(await store.states(*ids)) == {DeliveryState.HELD}
     assert await store.claim(now=NOW + WEEK) == []
 
 
 @pytest.mark.parametrize(
-    ("failures", "then"), [(OPENS_AT - 1, WEEK), (OPENS_AT, DISABLED_AFTER - SECOND)], ids=["too few", "too soon"]
+    ("failures", "then", "tried_for"),
+    [
+        (OPENS_AT - 2, WEEK, TRIED_FOR),
+        (OPENS_AT, DISABLED_AFTER - SECOND, TRIED_FOR),
+        (OPENS_AT, WEEK, TRIED_FOR - SECOND),
+    ],
+    ids=["too few", "too soon", "too little tried"],
 )
-async def test_less_than_that_does_not(store: Store, failures: int, then: timedelta) -> None:
-    await fail_for_days(store, failures, then=then)
+async def test_less_than_that_does_not(store: Store, failures: int, then: timedelta, tried_for: timedelta) -> None:
+    await store.add_endpoints("ep_1")
+    await fail_for_days(store, failures, then=then, tried_for=tried_for)
     assert (await store.endpoint("ep_1")).status is EndpointStatus.ACTIVE
 
 
@@ -294,16 +313,20 @@ async def test_a_success_within_them_keeps_it(store: Store) -> None:
     await fail(store, await store.claim(9))
     await succeed(store, (await store.claim(1))[0])
     end = NOW + WEEK
-    await fail(store, await store.claim(19, now=end), end)
+    await fail(store, await store.claim(19, now=end - TRIED_FOR), end - TRIED_FOR)
+    await fail(store, await store.claim(1, now=end), end)
+    assert (await store.lane("ep_1")).opened_at == end - TRIED_FOR
     assert (await store.endpoint("ep_1")).status is EndpointStatus.ACTIVE
 
 
 async def test_a_success_in_the_last_batch_keeps_it(store: Store) -> None:
     await store.add_endpoints("ep_1")
     await store.publish(*["ep_1"] * 12)
-    await fail(store, await store.claim(9))
+    await fail(store, await store.claim(1))
     end = NOW + WEEK
-    one, two = await store.claim(2, now=end)
+    *failing, one, two = await store.claim(12, now=end - TRIED_FOR)
+    await fail(store, failing, end - TRIED_FOR)
+    assert (await store.lane("ep_1")).opened_at == end - TRIED_FOR
     results = [
         build_finished(one, Transition.EXHAUST, started_at=end),
         build_finished(two, Transition.SUCCEED, started_at=end),
@@ -315,15 +338,19 @@ async def test_a_success_in_the_last_batch_keeps_it(store: Store) -> None:
 
 async def test_one_that_a_person_paused_meanwhile_stays_paused(store: Store) -> None:
     await store.add_endpoints("ep_1")
-    await store.publish(*["ep_1"] * 10)
-    await fail(store, await store.claim(9))
-    claimed = await store.claim(1, now=NOW + WEEK)
+    await store.publish(*["ep_1"] * OPENS_AT)
+    await fail(store, await store.claim(1))
+    end = NOW + WEEK
+    *failing, last = await store.claim(now=end - TRIED_FOR)
+    await fail(store, failing, end - TRIED_FOR)
     await store.set_status("ep_1", EndpointStatus.PAUSED)
-    await fail(store, claimed, NOW + WEEK)
+    await fail(store, [last], end)
+    assert decide_disabling(await store.lane("ep_1"), end)
     assert (await store.endpoint("ep_1")).status is EndpointStatus.PAUSED
 
 
 async def test_one_that_was_disabled_goes_on_when_it_is_resumed(store: Store) -> None:
+    await store.add_endpoints("ep_1")
     ids = await fail_for_days(store)
     await store.set_status("ep_1", EndpointStatus.ACTIVE)
     async with store.ledger.transaction() as tx:
@@ -337,9 +364,7 @@ async def test_what_is_accepted_after_it_was_disabled_is_held(store: Store) -> N
     other = await store.second()
     await store.add_endpoints("ep_1")
     await other.accept("ep_1", now=NOW + WEEK)
-    await store.publish(*["ep_1"] * 10)
-    await fail(store, await store.claim(9))
-    await fail(store, await store.claim(1, now=NOW + WEEK), NOW + WEEK)
+    await fail_for_days(store)
     [delivery_id] = await other.accept("ep_1", now=NOW + WEEK)
     assert await other.states(delivery_id) == [DeliveryState.HELD]
 
@@ -374,11 +399,3 @@ async def test_lanes_are_found_for_those_asked_for(store: Store) -> None:
         found = await tx.endpoints.lanes(["ep_1", "ep_2", "ep_none"])
     assert found.keys() == {"ep_1", "ep_2"}
     assert found["ep_2"] == Lane()
-
-
-async def test_of_what_is_held_with_an_endpoint_only_what_is_leased_is_read(store: Store) -> None:
-    await store.add_endpoints("ep_1")
-    await store.publish(*["ep_1"] * 3)
-    [claimed] = await store.claim(1)
-    rows = await store.database.run(lambda session: LOCK_LEASED_AND_HELD.fetch(session, ids=(), endpoint_ids=["ep_1"]))
-    assert [row[0] for row in rows] == [claimed.id]

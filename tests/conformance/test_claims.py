@@ -172,7 +172,7 @@ async def test_a_transaction_that_failed_wakes_nobody(store: Store) -> None:
     waiting = asyncio.create_task(store.queue.wait(at_most=timedelta(hours=1)))
     try:
         async with store.ledger.transaction() as tx:
-            await tx.deliveries.release("ep_1")
+            await tx.deliveries.recover("ep_1", NOW, NOW)
             raise RuntimeError("stop")
     except RuntimeError:
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What people do to deliveries: hold, release, cancel, retry, resend, recover. What is in flight stays in flight."""
+"""What people do to deliveries: cancel, retry, resend, recover. What is in flight stays in flight."""
 
 import pytest
 
@@ -19,40 +19,9 @@ async def bring_to(store: Store, state: DeliveryState) -> str:
         async with store.ledger.transaction() as tx:
             assert await tx.deliveries.cancel(delivery_id, NOW)
     elif state == DeliveryState.HELD:
-        async with store.ledger.transaction() as tx:
-            assert await tx.deliveries.hold("ep_1") == 1
+        await store.set_status("ep_1", EndpointStatus.PAUSED)
     assert await store.states(delivery_id) == [state]
     return delivery_id
-
-
-async def test_holding_holds_what_is_pending_in_flight_or_not(store: Store) -> None:
-    await store.add_endpoints("ep_1", "ep_2")
-    waiting, in_flight, elsewhere = await store.publish("ep_1", "ep_1", "ep_2")
-    leased = {each.id: each for each in await store.claim()}
-    await store.queue.give_back([leased[waiting], leased[elsewhere]])
-    async with store.ledger.transaction() as tx:
-        assert await tx.deliveries.hold("ep_1") == 2
-    assert await store.states(waiting, in_flight) == [DeliveryState.HELD, DeliveryState.HELD]
-    assert await store.states(elsewhere) == [DeliveryState.PENDING]
-    assert (await store.delivery(in_flight)).lease_until is not None
-
-
-async def test_releasing_lets_what_was_held_be_due_as_before(store: Store) -> None:
-    delivery_id = await bring_to(store, DeliveryState.HELD)
-    async with store.ledger.transaction() as tx:
-        assert await tx.deliveries.release("ep_1") == 1
-    assert (await store.delivery(delivery_id)).due_at == NOW
-    assert (await store.claim_one()).id == delivery_id
-
-
-@pytest.mark.parametrize("state", [DeliveryState.SUCCEEDED, DeliveryState.EXHAUSTED, DeliveryState.CANCELLED])
-async def test_holding_and_releasing_leave_what_is_final(store: Store, state: DeliveryState) -> None:
-    delivery_id = await bring_to(store, state)
-    async with store.ledger.transaction() as tx:
-        assert await tx.deliveries.hold("ep_1") == 0
-        assert await tx.deliveries.release("ep_1") == 0
-        assert await tx.deliveries.cancel_all("ep_1", NOW) == 0
-    assert await store.states(delivery_id) == [state]
 
 
 @pytest.mark.parametrize("state", [DeliveryState.PENDING, DeliveryState.HELD])
@@ -71,16 +40,6 @@ async def test_what_is_final_is_not_cancelled(store: Store, state: DeliveryState
     async with store.ledger.transaction() as tx:
         assert not await tx.deliveries.cancel(delivery_id, LATER)
     assert await store.states(delivery_id) == [state]
-
-
-async def test_cancelling_all_is_for_one_endpoint(store: Store) -> None:
-    await store.add_endpoints("ep_1", "ep_2")
-    pending, elsewhere = await store.publish("ep_1", "ep_2")
-    [held] = await store.publish("ep_1", state=DeliveryState.HELD)
-    async with store.ledger.transaction() as tx:
-        assert await tx.deliveries.cancel_all("ep_1", NOW) == 2
-    assert await store.states(pending, held) == [DeliveryState.CANCELLED, DeliveryState.CANCELLED]
-    assert await store.states(elsewhere) == [DeliveryState.PENDING]
 
 
 @pytest.mark.parametrize("state", [DeliveryState.PENDING, DeliveryState.EXHAUSTED, DeliveryState.CANCELLED])

@@ -157,10 +157,8 @@ async def test_a_page_goes_by_the_index_of_the_organization(long_history: Store,
 
 
 MOVES: dict[str, Callable[[Transaction], Awaitable[Any]]] = {
-    "hold": lambda tx: tx.deliveries.hold("ep_1"),
-    "release": lambda tx: tx.deliveries.release("ep_3"),
     "cancel": lambda tx: tx.deliveries.cancel("dlv_1", NOW),
-    "cancel_all": lambda tx: tx.deliveries.cancel_all("ep_1", NOW),
+    "count_unfinished": lambda tx: tx.deliveries.count_unfinished("ep_1", at_most=10),
     "retry": lambda tx: tx.deliveries.retry("dlv_1", NOW),
     "recover": lambda tx: tx.deliveries.recover("ep_1", NOW, NOW),
 }
@@ -169,6 +167,14 @@ MOVES: dict[str, Callable[[Transaction], Awaitable[Any]]] = {
 @pytest.mark.parametrize("name", MOVES)
 async def test_an_intervention_leaves_the_history_unread(long_history: Store, name: str) -> None:
     plan = await explain_in_transaction(long_history, MOVES[name])
+    assert not FULL_SCAN.search(plan), plan
+
+
+@pytest.mark.parametrize("status", EndpointStatus)
+async def test_settling_goes_by_the_partial_indexes(long_history: Store, status: EndpointStatus) -> None:
+    await long_history.change("ep_1", status=status)
+    plan = await explain(long_history, lambda: long_history.ledger.settle("ep_1", NOW))
+    assert "ix_deliveries" in plan
     assert not FULL_SCAN.search(plan), plan
 
 

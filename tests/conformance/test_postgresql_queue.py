@@ -14,14 +14,12 @@ import pytest
 import sqlalchemy as sa
 
 from carehook.ledger.connections.postgresql import Connections
-from carehook.ledger.connections.sessions import SessionSqlalchemy
 from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.postgresql.notifications import build_payloads
 from carehook.ledger.sql import queue
 from carehook.ledger.sql.queue import QueueSql
-from carehook.ledger.sql.queue_statements import LOCK_LEASED_AND_HELD
 from carehook.ledger.sql.schema import migrate
-from carehook.ledger.states import DeliveryState
+from carehook.ledger.states import DeliveryState, EndpointStatus
 from tests.conformance.store import NOW, SECOND, Store, build_finished
 from tests.servers.postgres import PostgresServer
 
@@ -66,12 +64,12 @@ async def test_another_process_hears_of_what_is_accepted(postgresql_store: Store
 
 
 async def test_another_process_hears_of_what_an_intervention_makes_due(postgresql_store: Store, worker: Store) -> None:
+    await postgresql_store.set_status("ep_1", EndpointStatus.PAUSED)
     [delivery_id] = await postgresql_store.publish("ep_1", state=DeliveryState.HELD)
     # That there is something new is told as well.
     await worker.queue.wait(at_most=NEVER)
     assert await worker.claim_known() == []
-    async with postgresql_store.ledger.transaction() as tx:
-        await tx.deliveries.release("ep_1")
+    await postgresql_store.set_status("ep_1", EndpointStatus.ACTIVE)
     await worker.queue.wait(at_most=NEVER)
     assert [each.id for each in await worker.claim_known()] == [delivery_id]
 
@@ -185,16 +183,6 @@ async def test_what_is_read_under_a_lock_is_new_whatever_the_servers_default_is(
     assert [tuple(row) for row in await database.connections.fetch(show)] == [("read committed",)]
     async with database.read() as connection:
         assert (await connection.execute(sa.text(show))).scalar_one() == "repeatable read"
-
-
-async def test_all_that_is_to_be_held_is_locked_before(postgresql_store: Store) -> None:
-    await postgresql_store.add_endpoints("ep_1", "ep_2")
-    _, other = await postgresql_store.publish("ep_1", "ep_2")
-    async with postgresql_store.database.write() as connection:
-        await connection.run_sync(
-            lambda inner: LOCK_LEASED_AND_HELD.fetch(SessionSqlalchemy(inner), ids=(), endpoint_ids=["ep_1"])
-        )
-        assert [each.id for each in await postgresql_store.claim()] == [other]
 
 
 async def test_a_connection_whose_server_falls_silent_is_ended_by_the_kernel(postgresql_store: Store) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from carehook.application import Application
-from carehook.bootstrap import make_home, open_carehook, open_database
+from carehook.bootstrap import build_ledger, make_home, open_carehook, open_database
 from carehook.clock import utc_now
 from carehook.config import Settings
 from carehook.directory.endpoints import EndpointWithSecrets, NewEndpoint
@@ -310,8 +310,11 @@ async def open_worker(
     keyring = load_keyring(make_home(settings), settings.encryption_key)
     tokens = AccessTokens(sender, asyncio.get_running_loop().time)
     deliverer = Deliverer(sender, tokens, keyring, settings.retry_schedule, clock, attempt_limit)
-    async with open_queue(settings) as queue:
-        try:
-            yield Worker(wrap(queue), deliverer, limits, Metrics(), clock)
-        finally:
-            await sender.close()
+    database = open_database(settings)
+    queue = QueueSql(database)
+    ledger = build_ledger(database, queue.announce)
+    try:
+        yield Worker(ledger, wrap(queue), deliverer, limits, Metrics(), clock)
+    finally:
+        await sender.close()
+        await database.close()

@@ -30,7 +30,7 @@ from carehook.dispatch.addresses import AddressRules
 from carehook.dispatch.request import build_credentials, build_request
 from carehook.events import CATALOGUE
 from carehook.keyring import KEY_FILE, DamagedError, Keyring, load_keyring
-from carehook.ledger.records import ClaimedDelivery
+from carehook.ledger.records import ClaimedDelivery, Settled
 from carehook.ledger.states import DeliveryState, EndpointStatus
 from carehook.refusals import Conflict, Invalid, NotFound
 from carehook.signature import SigningSecret, verify
@@ -298,7 +298,7 @@ async def test_pausing_holds_resuming_goes_on_and_deleting_cancels(site: Site) -
     for _ in range(2):
         assert (await site.endpoints.resume(endpoint.id)).status is EndpointStatus.ACTIVE
         assert await state() is DeliveryState.PENDING
-    assert await site.endpoints.delete(endpoint.id) == 1
+    assert await site.endpoints.delete(endpoint.id) == Settled(1, is_complete=True)
     assert await state() is DeliveryState.CANCELLED
 
 

@@ -328,7 +328,7 @@ async def test_what_is_cancelled_meanwhile_is_known_to_have_arrived_or_is_not_se
             if what == "cancel":
                 await platform.application.interventions.cancel(delivery_id)
             else:
-                assert await platform.application.endpoints.delete(endpoint.id) == 1
+                assert (await platform.application.endpoints.delete(endpoint.id)).moved == 1
             receiver.open()
             delivery = await platform.wait_for_attempts(1)
             assert (delivery.state, delivery.in_flight, delivery.due_at) == (state, False, None)

@@ -94,11 +94,12 @@ async def get_endpoint(endpoint_id: EndpointId, carehook: Carehook) -> EndpointV
     return await carehook.insights.endpoint(endpoint_id)
 
 
-@router.patch("/v1/endpoints/{endpoint_id}")
+@router.patch("/v1/endpoints/{endpoint_id}", responses={409: {}})
 async def change_endpoint(endpoint_id: EndpointId, changes: EndpointChanges, carehook: Carehook) -> EndpointView:
     """Change what is named; what is left out stays. Deliveries that wait go by the new values.
 
-    Null takes `max_in_flight` and `rate_limit` away; any other field stays.
+    Null takes `max_in_flight` and `rate_limit` away; any other field stays. `ordering` cannot be changed while more
+    than 100,000 deliveries of the endpoint are not finished.
     """
     await carehook.endpoints.change(endpoint_id, changes)
     return await carehook.insights.endpoint(endpoint_id)
@@ -106,20 +107,29 @@ async def change_endpoint(endpoint_id: EndpointId, changes: EndpointChanges, car
 
 @router.delete("/v1/endpoints/{endpoint_id}", status_code=204)
 async def delete_endpoint(endpoint_id: EndpointId, carehook: Carehook) -> None:
-    """Delete an endpoint and its secrets. Its unfinished deliveries are cancelled; their history stays."""
+    """Delete an endpoint and its secrets. Its unfinished deliveries are cancelled; their history stays.
+
+    Of a long backlog the last are cancelled by the workers, some time later.
+    """
     await carehook.endpoints.delete(endpoint_id)
 
 
 @router.post("/v1/endpoints/{endpoint_id}/pause", responses={409: {}})
 async def pause_endpoint(endpoint_id: EndpointId, carehook: Carehook) -> EndpointView:
-    """Send nothing to it until it is resumed; its deliveries are held."""
+    """Send nothing to it until it is resumed; its deliveries are held.
+
+    Of a long backlog the last are marked so by the workers, some time later; none of them is sent meanwhile.
+    """
     await carehook.endpoints.pause(endpoint_id)
     return await carehook.insights.endpoint(endpoint_id)
 
 
 @router.post("/v1/endpoints/{endpoint_id}/resume")
 async def resume_endpoint(endpoint_id: EndpointId, carehook: Carehook) -> EndpointView:
-    """Send to it again, whether it was paused or disabled; what was held goes on, and its circuit is closed."""
+    """Send to it again, whether it was paused or disabled; what was held goes on, and its circuit is closed.
+
+    A long backlog goes on part by part, the oldest first.
+    """
     await carehook.endpoints.resume(endpoint_id)
     return await carehook.insights.endpoint(endpoint_id)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from carehook.application import Application
     from carehook.insights import EndpointCreatedView, EndpointView, ListView
     from carehook.intake.examples import ExampleSent
+    from carehook.ledger.records import Settled
 
 app = typer.Typer(
     help="Endpoints, where organizations receive.",
@@ -192,11 +193,12 @@ def delete(endpoint_id: EndpointId, yes: Annotated[bool, typer.Option("--yes", h
             raise typer.BadParameter("is needed where nobody can be asked: there is no terminal.", param_hint="--yes")
         typer.confirm(f"Delete {endpoint_id}, cancel what waits for it and forget its secrets?", abort=True, err=True)
 
-    async def work(carehook: Application) -> int:
+    async def work(carehook: Application) -> Settled:
         return await carehook.endpoints.delete(endpoint_id)
 
     cancelled = run(work)
-    say(f"{endpoint_id} is deleted; deliveries cancelled: {cancelled}.")
+    rest = "" if cancelled.is_complete else ", and workers cancel the rest"
+    say(f"{endpoint_id} is deleted; deliveries cancelled: {cancelled.moved}{rest}.")
 
 
 @app.command()

@@ -1,12 +1,13 @@
 """Endpoints: where an organization receives, what, and how it knows that it is us.
 
 Laws: a URL is judged by the address rules before it is stored, and so is every other URL that its authentication asks;
-names are resolved outside of any transaction. A pause, a resume or a deletion moves the endpoint and its deliveries in
-one transaction. Limits are kept over all workers together, by the queue.
+names are resolved outside of any transaction. A pause, a resume or a deletion counts from its commit on; the deliveries
+follow in parts, some of them at once, the rest by the workers. Limits are kept over all workers together, by the queue.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -31,8 +32,8 @@ from carehook.directory.secrets import (
 from carehook.events import CATALOGUE
 from carehook.ids import ENDPOINT, new_id
 from carehook.keyring import Keyring, KeyringError
-from carehook.ledger.port import Ledger, Transaction
-from carehook.ledger.records import Endpoint
+from carehook.ledger.port import Ledger, LedgerUnavailable, Transaction
+from carehook.ledger.records import Endpoint, Settled
 from carehook.ledger.states import EndpointStatus, Ordering
 from carehook.refusals import Conflict, build_invalid, build_not_found
 from carehook.signature import derive_public_key, generate_signing_key, generate_signing_secret
@@ -71,6 +72,13 @@ _ORDERING: Final = (
     "`patient`: a patient's deliveries go one after another, in the order in which their events were accepted, and one "
     "that fails holds back that patient's alone, until it succeeds or is given up. `none`: each goes as soon as it can."
 )
+
+
+PARTS_AT_ONCE: Final = 5
+"""How many parts of a backlog, of 5,000 deliveries each, follow a new status before whoever asked for it is answered."""
+
+MOST_REORDERED: Final = 100_000
+"""Unfinished deliveries with which an endpoint's ordering may still be changed: they all move in one transaction."""
 
 
 class NewEndpoint(BaseModel):
@@ -187,9 +195,9 @@ class Endpoints:
                 updated_at=now,
                 **changes.limits,
             )
+            if changed.ordering is not endpoint.ordering:
+                await _check_reorderable(transaction, endpoint_id)
             await transaction.endpoints.update(changed)
-            if changed.url != endpoint.url:
-                await transaction.endpoints.close_circuit(endpoint_id)
         return changed
 
     async def pause(self, endpoint_id: str) -> Endpoint:
@@ -199,7 +207,7 @@ class Endpoints:
                 raise Conflict(f"The endpoint is disabled already ({endpoint.status_reason}). Resume it to go on.")
             paused = dataclasses.replace(endpoint, status=EndpointStatus.PAUSED, updated_at=now)
             await transaction.endpoints.update(paused)
-            await transaction.deliveries.hold(endpoint_id)
+        await self._settle(endpoint_id)
         return paused
 
     async def resume(self, endpoint_id: str) -> Endpoint:
@@ -207,16 +215,16 @@ class Endpoints:
         async with self._locked(endpoint_id) as (transaction, endpoint, now):
             resumed = dataclasses.replace(endpoint, status=EndpointStatus.ACTIVE, status_reason=None, updated_at=now)
             await transaction.endpoints.update(resumed)
-            await transaction.deliveries.release(endpoint_id)
             await transaction.endpoints.close_circuit(endpoint_id)
+        await self._settle(endpoint_id)
         return resumed
 
-    async def delete(self, endpoint_id: str) -> int:
-        """Send nothing to it ever again, and forget its secrets; how many deliveries were cancelled."""
+    async def delete(self, endpoint_id: str) -> Settled:
+        """Send nothing to it ever again, and forget its secrets; which deliveries were cancelled at once."""
         async with self._locked(endpoint_id) as (transaction, endpoint, now):
             deleted = dataclasses.replace(endpoint, status=EndpointStatus.DELETED, sealed_secrets=b"", updated_at=now)
             await transaction.endpoints.update(deleted)
-            return await transaction.deliveries.cancel_all(endpoint_id, now)
+        return await self._settle(endpoint_id)
 
     async def rotate_secret(self, endpoint_id: str, overlap: timedelta = ROTATION_OVERLAP) -> EndpointWithSecrets:
         """Give it a new signing secret, to be shown this once; the old one signs beside it for `overlap`."""
@@ -237,6 +245,18 @@ class Endpoints:
             if endpoint is None:
                 raise build_not_found("endpoint", endpoint_id)
             yield transaction, endpoint, self._clock()
+
+    async def _settle(self, endpoint_id: str) -> Settled:
+        """Let its deliveries follow its status, unless they are too many to wait for: workers do the rest."""
+        moved = 0
+        # The status is stored, and its deliveries follow it whatever becomes of this.
+        with contextlib.suppress(LedgerUnavailable):
+            for _ in range(PARTS_AT_ONCE):
+                settled = await self._ledger.settle(endpoint_id, self._clock())
+                moved += settled.moved
+                if settled.is_complete:
+                    return Settled(moved, is_complete=True)
+        return Settled(moved, is_complete=False)
 
     def _change_secrets(self, endpoint: Endpoint, changes: EndpointChanges) -> bytes:
         values = {"signature_value": changes.signature_value, "authentication": changes.authentication}
@@ -262,6 +282,15 @@ class Endpoints:
             await self._rules.resolve(url)
         except ValueError as error:
             raise build_invalid(field, str(error).removeprefix("the URL ")) from None
+
+
+async def _check_reorderable(transaction: Transaction, endpoint_id: str) -> None:
+    unfinished = await transaction.deliveries.count_unfinished(endpoint_id, at_most=MOST_REORDERED + 1)
+    if unfinished > MOST_REORDERED:
+        raise Conflict(
+            f"More than {MOST_REORDERED:,} of the endpoint's deliveries are not finished, too many to change their "
+            "order. Wait until fewer are, or register another endpoint with that ordering in its place."
+        )
 
 
 def check_event_types(event_types: Sequence[str]) -> tuple[str, ...]:

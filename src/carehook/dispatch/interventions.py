@@ -84,6 +84,9 @@ async def _lock_active(transaction: Transaction, endpoint_id: str) -> None:
 
 
 def _build_retry_conflict(delivery: Delivery) -> Conflict:
+    if delivery.state is DeliveryState.HELD:
+        # Of an endpoint that is active.
+        return Conflict("The delivery is being released, since its endpoint was resumed. Try again in a moment.")
     if delivery.state not in states_before(Transition.RETRY):
         return Conflict(f"The delivery is {delivery.state}. To send the event again, resend it.")
     return Conflict("A request of this delivery is in flight. Wait for its outcome.")

@@ -35,8 +35,9 @@ from carehook.dispatch.delivery import ATTEMPT_LIMIT, Deliverer
 from carehook.dispatch.lanes import Lanes
 from carehook.dispatch.observation import Result
 from carehook.dispatch.recorder import Recorder, log_failure
+from carehook.dispatch.settling import settle_all
 from carehook.dispatch.window import Ending
-from carehook.ledger.port import Queue
+from carehook.ledger.port import Ledger, Queue
 from carehook.ledger.records import AttemptOutcome, ClaimedDelivery, FinishedAttempt
 from carehook.metrics import Metrics
 
@@ -52,6 +53,7 @@ DRAIN: Final = timedelta(seconds=25)
 LOST_LEASES_EVERY: Final = timedelta(seconds=5)
 GIVE_BACK_EVERY: Final = timedelta(seconds=1)
 CONFIRM_EVERY: Final = timedelta(seconds=1)
+SETTLE_EVERY: Final = timedelta(seconds=1)
 
 TRUSTED_SECONDS: Final = 3.0
 """For how long an endpoint is taken to be as the store had it: some times as long as it usually takes to ask again."""
@@ -76,7 +78,10 @@ class Limits:
 class Worker:
     """Delivers what is due until it is stopped."""
 
-    def __init__(self, queue: Queue, deliverer: Deliverer, limits: Limits, metrics: Metrics, clock: Clock) -> None:
+    def __init__(
+        self, ledger: Ledger, queue: Queue, deliverer: Deliverer, limits: Limits, metrics: Metrics, clock: Clock
+    ) -> None:
+        self._ledger = ledger
         self._queue = queue
         self._deliverer = deliverer
         self._limits = limits
@@ -93,6 +98,7 @@ class Worker:
             asyncio.create_task(self._repeat(LOST_LEASES_EVERY, self._recover_lost_leases)),
             asyncio.create_task(self._repeat(GIVE_BACK_EVERY, self._give_back_what_waits)),
             asyncio.create_task(self._repeat(CONFIRM_EVERY, self._confirm_endpoints)),
+            asyncio.create_task(self._repeat(SETTLE_EVERY, self._settle_endpoints)),
         ]
         try:
             while not self._stopping.is_set():
@@ -191,6 +197,12 @@ class Worker:
         self._begin_all()
         if changed:
             await self._give_back_what_waits()
+
+    async def _settle_endpoints(self) -> None:
+        try:
+            await settle_all(self._ledger, self._clock, self._stopping)
+        except Exception as error:
+            log_failure("endpoints_not_settled", error)
 
     async def _give_back_what_waits(self) -> None:
         await self._give_back(self._lanes.withdraw(self._clock() + self._limits.attempt))

@@ -126,7 +126,7 @@ class WaitKind(StrEnum):
     ORDER = "order"
     """An earlier delivery of the same patient."""
     ENDPOINT = "endpoint"
-    """An endpoint that is paused or disabled."""
+    """An endpoint that is paused or disabled, or was resumed or deleted just now."""
     TURN = "turn"
     """A worker that has room for it, and the endpoint's own limits."""
 

@@ -18,7 +18,7 @@ def explain_wait(delivery: Delivery, prospect: Prospect | None, now: datetime) -
         return None
     endpoint, lane = prospect.endpoint, prospect.lane
     if delivery.state is DeliveryState.HELD or endpoint.status is not EndpointStatus.ACTIVE:
-        return _wait(WaitKind.ENDPOINT, f"The endpoint is {_describe_status(endpoint)}. Resume it to go on.")
+        return _wait(WaitKind.ENDPOINT, _describe_stop(endpoint))
     if prospect.earlier_delivery_id is not None:
         detail = f"An earlier delivery of the same patient, {prospect.earlier_delivery_id}, is not finished."
         return _wait(WaitKind.ORDER, detail, delivery_id=prospect.earlier_delivery_id)
@@ -42,8 +42,14 @@ def _wait(
     return WaitView(kind=kind, detail=detail, since=since, until=until, delivery_id=delivery_id)
 
 
-def _describe_status(endpoint: Endpoint) -> str:
-    return f"{endpoint.status}: {endpoint.status_reason}" if endpoint.status_reason else endpoint.status
+def _describe_stop(endpoint: Endpoint) -> str:
+    # Deliveries follow a new status in parts: this one's turn is yet to come.
+    if endpoint.status is EndpointStatus.ACTIVE:
+        return "The endpoint was resumed, and what was held for it is being released."
+    if endpoint.status is EndpointStatus.DELETED:
+        return "The endpoint was deleted, and what waited for it is being cancelled."
+    reason = f": {endpoint.status_reason}" if endpoint.status_reason else ""
+    return f"The endpoint is {endpoint.status}{reason}. Resume it to go on."
 
 
 def _describe_circuit(lane: Lane, now: datetime) -> str:

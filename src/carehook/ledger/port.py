@@ -6,6 +6,7 @@ Laws:
 - Rows are locked in one order, so that transactions do not deadlock: endpoints, organizations, deliveries, lanes, each
   by id. Who changes an endpoint changes its organization's revision at once; who accepts holds that still, and no
   endpoint.
+- What is not finished of an endpoint is where its status has it, or else the endpoint is among the unsettled.
 - A claim waits for no row: what another transaction has locked, it passes over and comes back to.
 - A result counts only with the lease token under which the delivery was claimed.
 """
@@ -38,6 +39,7 @@ from carehook.ledger.records import (
     ProfessionalRow,
     Prospect,
     ReportRow,
+    Settled,
     StoredEvent,
     Token,
 )
@@ -84,7 +86,8 @@ class Endpoints(Protocol):
     async def update(self, endpoint: Endpoint) -> None:
         """Store every field of an endpoint that is there but its `revision`, which grows.
 
-        Where its ordering changes, the deliveries that are not finished follow.
+        Where its status changes, `Ledger.settle` has its deliveries follow; where its ordering changes, those that are
+        not finished follow at once; where its URL changes, its failures are forgotten.
         """
         ...
 
@@ -93,7 +96,7 @@ class Endpoints(Protocol):
         ...
 
     async def close_circuit(self, endpoint_id: str) -> None:
-        """Forget its failures, as when it was resumed or given another URL."""
+        """Forget its failures, as when it was resumed."""
         ...
 
     async def try_now(self, endpoint_id: str, now: datetime) -> None:
@@ -148,16 +151,8 @@ class Deliveries(Protocol):
         """Send it no more; False where its state forbids it. A request in flight may still arrive."""
         ...
 
-    async def hold(self, endpoint_id: str) -> int:
-        """Hold all that is pending for an endpoint; how many."""
-        ...
-
-    async def release(self, endpoint_id: str) -> int:
-        """Let all that is held for an endpoint go on; how many."""
-        ...
-
-    async def cancel_all(self, endpoint_id: str, now: datetime) -> int:
-        """Cancel all that is pending or held for an endpoint; how many."""
+    async def count_unfinished(self, endpoint_id: str, *, at_most: int) -> int:
+        """How many of an endpoint's deliveries are pending or held, counted no further than `at_most`."""
         ...
 
     async def recover(self, endpoint_id: str, since: datetime, now: datetime) -> int:
@@ -294,6 +289,19 @@ class Ledger(Protocol):
         must not wait for anything. Raises `DuplicateKey` where another transaction has just used one of the keys, and
         what `decide` raises.
         """
+        ...
+
+    async def settle(self, endpoint_id: str, now: datetime) -> Settled:
+        """Have some of an endpoint's deliveries follow its status, in a short transaction of their own.
+
+        What is not finished is pending while it is active, held while it is paused or disabled, and cancelled once it
+        is deleted; a request in flight keeps its lease, and its result counts. Any number may do so at once: none waits
+        for a delivery, and what another has locked is left for later. To be called until it is complete.
+        """
+        ...
+
+    async def unsettled(self) -> Sequence[str]:
+        """The endpoints of which deliveries may have yet to follow a status, the longest waiting first."""
         ...
 
     async def check(self) -> None:

@@ -212,6 +212,14 @@ class FinishedAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Settled:
+    """How many deliveries have just followed their endpoint's status, and whether now all are where it has them."""
+
+    moved: int
+    is_complete: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Backlog:
     """How many deliveries wait, are in flight and are held, and since when the oldest waiting one has been due.
 

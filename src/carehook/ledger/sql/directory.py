@@ -106,15 +106,21 @@ class EndpointsSql:
 
     async def update(self, endpoint: Endpoint) -> None:
         """Store every field but the revision."""
-        before = sa.select(endpoints.c.ordering).where(endpoints.c.id == endpoint.id)
-        ordering = (await self._connection.execute(before)).scalar_one()
+        query = sa.select(endpoints.c.url, endpoints.c.status, endpoints.c.ordering).where(
+            endpoints.c.id == endpoint.id
+        )
+        before = (await self._connection.execute(query)).one()
         await self._connection.execute(_revise_organization(endpoint.organization_id))
         statement = endpoints.update().where(endpoints.c.id == endpoint.id)
         values = {**_endpoint_values(endpoint), "revision": endpoints.c.revision + 1}
         # Were its id set, to what it is, SQLite would look through all deliveries for those that refer to another.
         del values["id"]
         await self._connection.execute(statement.values(values))
-        if ordering != endpoint.ordering:
+        if before.status != endpoint.status:
+            await self._change_lane(endpoint.id, {"unsettled_since": endpoint.updated_at})
+        if before.url != endpoint.url:
+            await self.close_circuit(endpoint.id)
+        if before.ordering != endpoint.ordering:
             await set_ordering(self._connection, endpoint.id, endpoint.ordering)
 
     async def lanes(self, endpoint_ids: Collection[str]) -> Mapping[str, Lane]:
@@ -124,8 +130,10 @@ class EndpointsSql:
 
     async def close_circuit(self, endpoint_id: str) -> None:
         """Forget its failures."""
-        clean = dataclasses.asdict(Lane())
-        await self._connection.execute(lanes.update().where(lanes.c.endpoint_id == endpoint_id).values(clean))
+        await self._change_lane(endpoint_id, dataclasses.asdict(Lane()))
+
+    async def _change_lane(self, endpoint_id: str, values: Mapping[str, Any]) -> None:
+        await self._connection.execute(lanes.update().where(lanes.c.endpoint_id == endpoint_id).values(values))
 
     async def try_now(self, endpoint_id: str, now: datetime) -> None:
         """Let the next request through an open circuit now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +10,8 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from carehook.ledger.connections.database import Database
-from carehook.ledger.records import Additions, Known
+from carehook.ledger.records import Additions, Known, Settled
+from carehook.ledger.sql import settling
 from carehook.ledger.sql.accept import accept
 from carehook.ledger.sql.access import InstallationSql, TokensSql
 from carehook.ledger.sql.care import CareSql
@@ -83,6 +84,21 @@ class LedgerSql:
         """Add what `decide` says, in one transaction."""
         if due := await self._database.run(lambda session: accept(session, organization_ids, keys, decide, now)):
             self._on_due(due)
+
+    async def settle(self, endpoint_id: str, now: datetime) -> Settled:
+        """Let some of an endpoint's deliveries follow its status."""
+        part = await self._database.run(lambda session: settling.move_part(session, endpoint_id, now))
+        if part.is_active:
+            self._on_due([endpoint_id])
+        if part.is_full:
+            return Settled(part.moved, is_complete=False)
+        is_complete = await self._database.run(lambda session: settling.conclude(session, endpoint_id))
+        return Settled(part.moved, is_complete)
+
+    async def unsettled(self) -> Sequence[str]:
+        """The endpoints that have deliveries yet to follow their status, the longest waiting first."""
+        async with self._database.read() as connection:
+            return (await connection.execute(settling.UNSETTLED)).scalars().all()
 
     async def check(self) -> None:
         """Raises LedgerUnavailable where the store does not answer or its schema is not this version's."""

@@ -3,6 +3,7 @@
 The indexes on `deliveries` are partial: what a claim looks through is only what waits, however long the history is.
 """
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -159,6 +160,16 @@ LEASED = deliveries.c.lease_until.is_not(None)
 
 UNFINISHED_STATES = (DeliveryState.PENDING, DeliveryState.HELD)
 """Those in which something more happens to a delivery by itself."""
+
+
+STRETCHES: Mapping[DeliveryState, Sequence[tuple[sa.ColumnElement[bool], sa.Column[Any]]]] = {
+    DeliveryState.PENDING: (
+        (WAITING, deliveries.c.due_at),
+        (_is(DeliveryState.PENDING) & LEASED, deliveries.c.lease_until),
+    ),
+    DeliveryState.HELD: ((_is(DeliveryState.HELD), deliveries.c.id),),
+}
+"""The deliveries of an endpoint in an unfinished state: each stretch has a partial index, and the order of that."""
 
 
 def in_state(*states: DeliveryState, where: sa.ColumnElement[bool] | None = None) -> sa.ColumnElement[bool]:

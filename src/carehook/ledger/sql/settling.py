@@ -1,0 +1,133 @@
+"""Deliveries follow the status of their endpoint, in parts: however many they are, nobody waits for all of them.
+
+The law: an endpoint whose deliveries are not where its status has them is marked, `lanes.unsettled_since`. The mark is
+set in the transaction that changes the status, from whose commit on nothing more is claimed or accepted by the old one.
+It is taken away under a lock that keeps the status, where a statement begun under that lock finds no delivery out of
+place. So whoever settles next, after a crash or on another machine, goes on by the status that the endpoint then has.
+
+A part waits for no delivery: those that are locked are left to a later one, so parts neither deadlock nor hinder each
+other. It keeps the endpoint's status, and nothing of the organization, which goes on accepting meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from carehook.ledger.connections.sessions import Session
+from carehook.ledger.sql.statements import Prepared
+from carehook.ledger.sql.tables import STRETCHES, deliveries, endpoints, lanes
+from carehook.ledger.states import TRANSITIONS, DeliveryState, EndpointStatus, Transition, is_final, states_before
+
+PART: Final = 5_000
+"""Deliveries in a part at most."""
+
+_MOVES: Final[Mapping[EndpointStatus, Transition]] = {
+    EndpointStatus.ACTIVE: Transition.RELEASE,
+    EndpointStatus.PAUSED: Transition.HOLD,
+    EndpointStatus.DISABLED: Transition.HOLD,
+    EndpointStatus.DELETED: Transition.CANCEL,
+}
+"""What happens to the deliveries of an endpoint that has this status, in each state where it can happen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """How many deliveries followed their endpoint's status, whether there may be more, and whether it receives."""
+
+    moved: int
+    is_full: bool
+    is_active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """The statements for some deliveries that are not where a status has them: move some, find one."""
+
+    move: Mapping[str, Prepared]
+    find: Prepared
+
+
+def _build_stretch(
+    transition: Transition, state: DeliveryState, rows: sa.ColumnElement[bool], order: sa.Column[Any]
+) -> _Stretch:
+    # In the order of their index, so that it is used whatever the statistics say of a table that just was empty.
+    first = (
+        sa.select(deliveries.c.id)
+        .where(rows, deliveries.c.endpoint_id == sa.bindparam("endpoint"))
+        .order_by(order)
+        .limit(sa.bindparam("most"))
+    )
+    after = TRANSITIONS[state][transition]
+    values: dict[str, Any] = {"state": after}
+    if is_final(after):
+        values |= {"due_at": sa.null(), "finished_at": sa.bindparam("now")}
+    locked = first.with_for_update(key_share=True, skip_locked=True).scalar_subquery()
+    chosen: Mapping[str, sa.ColumnElement[bool]] = {
+        "sqlite": deliveries.c.id.in_(first),
+        # An array is made once; a subquery that a plan ran again would find others meanwhile.
+        "postgresql": deliveries.c.id == sa.any_(sa.func.array(locked)),
+    }
+    one = sa.literal_column("1", sa.Integer)
+    return _Stretch(
+        move={
+            dialect: Prepared(deliveries.update().where(which).values(values).returning(one))
+            for dialect, which in chosen.items()
+        },
+        find=Prepared(first),
+    )
+
+
+_OUT_OF_PLACE: Final[Mapping[EndpointStatus, Sequence[_Stretch]]] = {
+    status: [
+        _build_stretch(transition, state, *stretch)
+        for state in sorted(states_before(transition))
+        for stretch in STRETCHES[state]
+    ]
+    for status, transition in _MOVES.items()
+}
+
+_KEEP_STATUS = Prepared(
+    sa.select(endpoints.c.status).where(endpoints.c.id == sa.bindparam("endpoint")).with_for_update(read=True)
+)
+_TAKE_MARK_AWAY = Prepared(
+    lanes.update()
+    .where(lanes.c.endpoint_id == sa.bindparam("endpoint"), lanes.c.unsettled_since.is_not(None))
+    .values(unsettled_since=sa.null())
+)
+UNSETTLED: Final = (
+    sa.select(lanes.c.endpoint_id).where(lanes.c.unsettled_since.is_not(None)).order_by(lanes.c.unsettled_since)
+)
+"""The endpoints that are marked, the longest first."""
+
+
+def move_part(session: Session, endpoint_id: str, now: datetime) -> Part:
+    """Move some of an endpoint's deliveries to where its status has them."""
+    status = _keep_status(session, endpoint_id)
+    moved = 0
+    for stretch in _OUT_OF_PLACE[status]:
+        move = stretch.move[session.dialect.name]
+        moved += len(move.fetch(session, endpoint=endpoint_id, most=PART - moved, now=now))
+    return Part(moved, moved >= PART, status is EndpointStatus.ACTIVE)
+
+
+def conclude(session: Session, endpoint_id: str) -> bool:
+    """Take the mark away where all deliveries are in their place; whether they are. Those that are locked count too.
+
+    In a transaction of its own: a part, even one that moved nothing, may have locked deliveries that it then found
+    changed, and lanes are locked before deliveries.
+    """
+    stretches = _OUT_OF_PLACE[_keep_status(session, endpoint_id)]
+    if any(stretch.find.fetch(session, endpoint=endpoint_id, most=1) for stretch in stretches):
+        return False
+    _TAKE_MARK_AWAY.fetch(session, endpoint=endpoint_id)
+    return True
+
+
+def _keep_status(session: Session, endpoint_id: str) -> EndpointStatus:
+    [(status,)] = _KEEP_STATUS.fetch(session, endpoint=endpoint_id)
+    return EndpointStatus(status)
