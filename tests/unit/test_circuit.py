@@ -15,6 +15,7 @@ from carehook.ledger.circuit import (
     FIRST_PROBE_AFTER,
     LONGEST_PROBE_AFTER,
     OPENS_AT,
+    TRIED_FOR,
     Failure,
     Tally,
     decide_disabling,
@@ -118,17 +119,37 @@ def test_a_probe_counts_wherever_it_is_in_a_batch(started: tuple[datetime, datet
     assert (lane.probe_at, lane.probes) == (NOW + SECOND + 2 * FIRST_PROBE_AFTER, 1)
 
 
-def build_failing(streak: int = OPENS_AT, since: datetime = NOW - DISABLED_AFTER) -> Lane:
-    return Lane(streak, since, "503 Service Unavailable")
+def test_a_circuit_that_nobody_tried_for_a_day_opens_anew() -> None:
+    tried_at = NOW + TRIED_FOR
+    lane = fail(build_open(probes=7), tried_at, now=tried_at + SECOND)
+    assert (lane.opened_at, lane.probe_at, lane.probes) == (tried_at + SECOND, tried_at + SECOND + FIRST_PROBE_AFTER, 0)
+    assert (lane.failure_streak, lane.failing_since) == (OPENS_AT + 1, NOW - 60 * SECOND)
 
 
-def test_five_days_of_nothing_but_failure_disable_with_the_reason() -> None:
+def test_a_circuit_that_was_tried_within_a_day_stays_open() -> None:
+    tried_at = NOW + TRIED_FOR - SECOND
+    lane = fail(build_open(probes=7), tried_at, now=tried_at)
+    assert (lane.opened_at, lane.probes) == (NOW - 10 * SECOND, 8)
+
+
+def build_failing(since: datetime = NOW - DISABLED_AFTER, opened_at: datetime | None = NOW - TRIED_FOR) -> Lane:
+    return Lane(OPENS_AT, since, "503 Service Unavailable", opened_at, NOW)
+
+
+def test_five_days_of_nothing_but_failure_and_a_day_of_trying_disable_with_the_reason() -> None:
     reason = decide_disabling(build_failing(), NOW)
     assert reason == "every attempt since 2026-02-24T12:00:00Z failed; of the last one: 503 Service Unavailable"
 
 
 @pytest.mark.parametrize(
-    "lane", [CLEAN, build_failing(streak=OPENS_AT - 1), build_failing(since=NOW - DISABLED_AFTER + SECOND)]
+    "lane",
+    [
+        CLEAN,
+        build_failing(since=NOW - DISABLED_AFTER + SECOND),
+        build_failing(opened_at=NOW - TRIED_FOR + SECOND),
+        build_failing(opened_at=None),
+    ],
+    ids=["no failure", "not long enough", "not tried long enough", "too few failures"],
 )
 def test_less_than_that_disables_nothing(lane: Lane) -> None:
     assert decide_disabling(lane, NOW) is None
@@ -138,3 +159,41 @@ def test_a_success_within_the_five_days_begins_them_anew() -> None:
     lane = fail(build_failing(), *[NOW - SECOND] * OPENS_AT, succeeded=True)
     assert decide_disabling(lane, NOW) is None
     assert decide_disabling(lane, NOW + DISABLED_AFTER) is not None
+
+
+def fail_at(lane: Lane, now: datetime, times: int = 1) -> Lane:
+    """The lane after requests that began and failed at an instant."""
+    return fail(lane, *[now] * times, now=now)
+
+
+def keep_failing(lane: Lane, until: datetime) -> tuple[Lane, datetime]:
+    """Let each probe fail as soon as it is due, as where deliveries wait; the lane, and the last one's instant."""
+    assert lane.probe_at is not None
+    while (now := lane.probe_at) <= until and decide_disabling(lane, now) is None:
+        lane = fail_at(lane, now)
+        assert lane.probe_at is not None
+    return lane, now
+
+
+def test_one_that_was_quiet_between_two_troubles_is_tried_for_a_day() -> None:
+    """One failure, nothing for five days, then nine within a minute."""
+    again = NOW + DISABLED_AFTER
+    lane = fail_at(fail_at(CLEAN, NOW), again, times=9)
+    assert lane.opened_at == again
+    assert decide_disabling(lane, again) is None
+    disabled_at = keep_failing(lane, until=again + 2 * TRIED_FOR)[1]
+    assert TRIED_FOR <= disabled_at - again <= TRIED_FOR + 2 * LONGEST_PROBE_AFTER
+
+
+def test_one_with_an_open_circuit_and_nothing_to_send_is_tried_for_a_day_when_there_is() -> None:
+    lane = fail_at(CLEAN, NOW, times=OPENS_AT)
+    again = NOW + DISABLED_AFTER
+    lane = fail_at(lane, again)
+    assert decide_disabling(lane, again) is None
+    disabled_at = keep_failing(lane, until=again + 2 * TRIED_FOR)[1]
+    assert TRIED_FOR <= disabled_at - again <= TRIED_FOR + 2 * LONGEST_PROBE_AFTER
+
+
+def test_one_that_fails_whenever_it_is_asked_is_disabled_after_five_days() -> None:
+    disabled_at = keep_failing(fail_at(CLEAN, NOW, times=OPENS_AT), until=NOW + 2 * DISABLED_AFTER)[1]
+    assert DISABLED_AFTER <= disabled_at - NOW <= DISABLED_AFTER + 2 * LONGEST_PROBE_AFTER

@@ -2,7 +2,11 @@
 
 After `OPENS_AT` failures without a success between them the circuit opens: deliveries wait, without spending attempts,
 and one request at a time is let through, at growing intervals, until one succeeds. That closes it. An endpoint where
-nothing has succeeded for `DISABLED_AFTER` is disabled, until somebody resumes it.
+nothing has succeeded for `DISABLED_AFTER`, and whose circuit was tried for `TRIED_FOR`, is disabled until somebody
+resumes it.
+
+An open circuit is tried only while a delivery waits. One that was not tried for so long, since there was nothing to
+send or no Carehook that sends, opens anew with the next failure: days on which nobody asked do not count against it.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ LONGEST_PROBE_AFTER: Final = timedelta(minutes=5)
 
 DISABLED_AFTER: Final = timedelta(days=5)
 """For how long nothing but failure is borne."""
+
+TRIED_FOR: Final = timedelta(days=1)
+"""For how long an open circuit is tried before its endpoint is disabled, at least that often."""
 
 CLEAN: Final = Lane()
 
@@ -61,7 +68,7 @@ def record(lane: Lane, tally: Tally, now: datetime, jitter: float) -> Lane:
     )
     if failing.failure_streak < OPENS_AT:
         return failing
-    if lane.opened_at is None or lane.probe_at is None:
+    if lane.opened_at is None or lane.probe_at is None or latest_start - lane.probe_at >= TRIED_FOR:
         return replace(failing, opened_at=now, probe_at=now + _wait(0, jitter), probes=0)
     if latest_start < lane.probe_at:
         # They were in flight when the circuit opened; the probe is still to come.
@@ -71,8 +78,8 @@ def record(lane: Lane, tally: Tally, now: datetime, jitter: float) -> Lane:
 
 def decide_disabling(lane: Lane, now: datetime) -> str | None:
     """Why an endpoint is to be disabled, for people; None while it is not."""
-    since = lane.failing_since
-    if since is None or lane.failure_streak < OPENS_AT or now - since < DISABLED_AFTER:
+    since, opened_at = lane.failing_since, lane.opened_at
+    if since is None or opened_at is None or now - since < DISABLED_AFTER or now - opened_at < TRIED_FOR:
         return None
     return f"every attempt since {since:%Y-%m-%dT%H:%M:%SZ} failed; of the last one: {lane.last_failure or 'unknown'}"
 
