@@ -15,10 +15,10 @@ LATER = NOW + 60 * SECOND
 
 async def move_while_in_flight(store: Store, delivery_id: str, state: DeliveryState) -> None:
     """Bring a leased delivery into one of the states that it can have under lease."""
-    async with store.ledger.transaction() as tx:
-        if state == DeliveryState.HELD:
-            await tx.deliveries.hold("ep_1")
-        elif state == DeliveryState.CANCELLED:
+    if state == DeliveryState.HELD:
+        await store.set_status("ep_1", EndpointStatus.PAUSED)
+    elif state == DeliveryState.CANCELLED:
+        async with store.ledger.transaction() as tx:
             await tx.deliveries.cancel(delivery_id, NOW)
 
 
@@ -160,6 +160,7 @@ async def test_a_result_can_disable_the_endpoint_and_hold_its_other_deliveries(s
     endpoint = await store.endpoint("ep_1")
     assert (endpoint.status, endpoint.status_reason) == (EndpointStatus.DISABLED, "410 Gone")
     assert endpoint.updated_at == NOW + SECOND
+    await store.settle("ep_1")
     held = DeliveryState.HELD
     assert await store.states(gone, waiting, in_flight) == [DeliveryState.EXHAUSTED, held, held]
     assert await store.states(elsewhere) == [DeliveryState.PENDING]
@@ -171,6 +172,7 @@ async def test_a_rescheduled_delivery_of_an_endpoint_it_disables_is_held(store: 
     await store.add_endpoints("ep_1")
     [delivery_id] = await store.publish("ep_1")
     await store.finish(await store.claim_one(), Transition.RESCHEDULE, due_at=LATER, disable_reason="410 Gone")
+    await store.settle("ep_1")
     assert await store.states(delivery_id) == [DeliveryState.HELD]
 
 
@@ -255,8 +257,8 @@ async def test_a_recovered_delivery_stays_held_or_cancelled(store: Store) -> Non
     await store.add_endpoints("ep_1", "ep_2")
     held, cancelled = await store.publish("ep_1", "ep_2")
     await store.claim()
+    await store.set_status("ep_1", EndpointStatus.PAUSED)
     async with store.ledger.transaction() as tx:
-        await tx.deliveries.hold("ep_1")
         await tx.deliveries.cancel(cancelled, NOW)
     assert await store.queue.recover_lost(NOW + LEASE) == 2
     assert await store.states(held, cancelled) == [DeliveryState.HELD, DeliveryState.CANCELLED]
@@ -293,5 +295,6 @@ async def test_an_interrupted_attempt_can_disable_its_endpoint(store: Store) -> 
     assert await store.queue.finish([interrupted], NOW + SECOND) == [True]
     endpoint = await store.endpoint("ep_1")
     assert (endpoint.status, endpoint.status_reason) == (EndpointStatus.DISABLED, "no secrets")
+    await store.settle("ep_1")
     assert await store.states(*ids) == [DeliveryState.HELD, DeliveryState.HELD]
     assert await store.claim() == []

@@ -23,18 +23,18 @@ from carehook.ledger.records import (
     PageRequest,
     Prospect,
 )
+from carehook.ledger.sql.backlog import BACKLOG
 from carehook.ledger.sql.order import assign_positions
 from carehook.ledger.sql.parking import bring_forward, find_next
 from carehook.ledger.sql.prospects import fetch_prospects
 from carehook.ledger.sql.queue_statements import LOCK_LANES, LOCK_LEASED
 from carehook.ledger.sql.statements import Bulk, Prepared, among, build_move, fetch_page
 from carehook.ledger.sql.tables import (
-    LEASED,
-    WAITING,
+    STRETCHES,
+    UNFINISHED_STATES,
     attempts,
     deliveries,
     endpoints,
-    in_state,
     lanes,
 )
 from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
@@ -121,15 +121,15 @@ class DeliveriesSql:
         return await self._revive(Transition.RESEND, among(deliveries.c.id, delivery_ids), now)
 
     async def recover(self, endpoint_id: str, since: datetime, now: datetime) -> int:
-        """Make due now what failed since an instant."""
+        """Make due now what failed since an instant. What is held is about to be released, and is due then."""
         failed = (
             (deliveries.c.endpoint_id == endpoint_id)
             & (deliveries.c.failure_count > 0)
             & (deliveries.c.last_attempt_at >= since)
         )
-        unfinished = (DeliveryState.PENDING, DeliveryState.EXHAUSTED)
+        lacking = (DeliveryState.PENDING, DeliveryState.HELD, DeliveryState.EXHAUSTED)
         present = await self._lock_endpoints(endpoints.c.id == endpoint_id)
-        return await self._revive_of(present, Transition.RETRY, failed, now, among_states=unfinished)
+        return await self._revive_of(present, Transition.RESEND, failed, now, among_states=lacking)
 
     async def _revive(self, transition: Transition, which: sa.ColumnElement[bool], now: datetime) -> int:
         present = await self._lock_endpoints(endpoints.c.id.in_(sa.select(deliveries.c.endpoint_id).where(which)))
@@ -188,34 +188,17 @@ class DeliveriesSql:
             self._on_due(moved)
         return bool(moved)
 
-    async def cancel_all(self, endpoint_id: str, now: datetime) -> int:
-        """Send no more of an endpoint's deliveries."""
-        move = build_move(Transition.CANCEL, deliveries.c.endpoint_id == endpoint_id, due_at=None, finished_at=now)
-        return (await self._connection.execute(move)).rowcount
-
-    async def hold(self, endpoint_id: str) -> int:
-        """Hold all that is pending for an endpoint."""
-        move = build_move(Transition.HOLD, deliveries.c.endpoint_id == endpoint_id)
-        return (await self._connection.execute(move)).rowcount
-
-    async def release(self, endpoint_id: str) -> int:
-        """Let all that is held for an endpoint go on."""
-        move = build_move(Transition.RELEASE, deliveries.c.endpoint_id == endpoint_id)
-        self._on_due([endpoint_id])
-        return (await self._connection.execute(move)).rowcount
+    async def count_unfinished(self, endpoint_id: str, *, at_most: int) -> int:
+        """How many are pending or held, counted along the partial indexes no further than `at_most`."""
+        of_endpoint = deliveries.c.endpoint_id == endpoint_id
+        stretches = [rows for state in UNFINISHED_STATES for rows, _ in STRETCHES[state]]
+        found = sa.union_all(*(sa.select(deliveries.c.id).where(rows, of_endpoint) for rows in stretches))
+        query = sa.select(sa.func.count()).select_from(found.limit(at_most).subquery())
+        return (await self._connection.execute(query)).scalar_one()
 
     async def backlog(self) -> Backlog:
         """What waits, read from the partial indexes alone, and what keeps it."""
-        counts = [sa.select(sa.func.count()).where(rows) for rows in (WAITING, LEASED, in_state(DeliveryState.HELD))]
-        # What waits behind an open circuit says nothing of whether Carehook keeps up.
-        is_tried = deliveries.c.endpoint_id.not_in(sa.select(lanes.c.endpoint_id).where(lanes.c.opened_at.is_not(None)))
-        oldest = sa.select(sa.func.min(deliveries.c.due_at)).where(WAITING, is_tried)
-        is_active = endpoints.c.status == EndpointStatus.ACTIVE
-        opened = sa.select(sa.func.count()).select_from(lanes).join(endpoints, lanes.c.endpoint_id == endpoints.c.id)
-        circuits = opened.where(lanes.c.opened_at.is_not(None), is_active)
-        disabled = sa.select(sa.func.count()).where(endpoints.c.status == EndpointStatus.DISABLED)
-        query = sa.select(*(each.scalar_subquery() for each in (*counts, oldest, circuits, disabled)))
-        return Backlog(*(await self._connection.execute(query)).one())
+        return Backlog(*(await self._connection.execute(BACKLOG)).one())
 
 
 _ENDPOINT_OF = Prepared(sa.select(deliveries.c.endpoint_id).where(deliveries.c.id == sa.bindparam("delivery")))

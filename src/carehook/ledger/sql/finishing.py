@@ -22,14 +22,13 @@ from carehook.ledger.sql.queue_statements import (
     DISABLE,
     FINISH,
     GIVE_BACK,
-    HOLD,
     LANE_NAMES,
     LOCK_ENDPOINTS,
     LOCK_LANES,
     LOCK_LEASED,
-    LOCK_LEASED_AND_HELD,
     LOCK_LOST,
     LOST,
+    MARK_UNSETTLED,
     RECOVER_LOST,
     REVISE_ORGANIZATIONS,
     SET_LANE,
@@ -56,7 +55,7 @@ def finish(session: Session, finished: Sequence[FinishedAttempt], now: datetime)
         _lock_to_disable(session, gone)
     lanes = lock_lanes(session, {each.endpoint_id for each in finished})
     order = find_next(session, {each.delivery_id for each in finished})
-    states = _lock_leased(session, [*(each.delivery_id for each in finished), *filter(None, order.values())], gone)
+    states = _lock_leased(session, [*(each.delivery_id for each in finished), *filter(None, order.values())])
     # Taken out when it is counted, so that a result given twice counts once.
     found = [states.pop((each.delivery_id, each.lease_token), None) for each in finished]
     counted = [(each, state) for each, state in zip(finished, found, strict=True) if state is not None]
@@ -118,7 +117,6 @@ def tally(counted: Sequence[FinishedAttempt]) -> Mapping[str, Tally]:
 def disable(session: Session, endpoint_id: str, now: datetime) -> bool:
     """Disable an endpoint that has failed for too long, unless it has succeeded meanwhile; whether it was."""
     _lock_to_disable(session, [endpoint_id])
-    LOCK_LEASED_AND_HELD.fetch(session, ids=(), endpoint_ids=[endpoint_id])
     for _, _, *rest in LOCK_LANES.fetch(session, ids=[endpoint_id]):
         if reason := decide_disabling(Lane(*rest), now):
             return _disable(session, endpoint_id, reason, now)
@@ -169,14 +167,9 @@ def build_interrupted(delivery_id: str, leased_at: datetime, lease_until: dateti
     )
 
 
-def _lock_leased(
-    session: Session, delivery_ids: Collection[str], gone: Collection[str]
-) -> dict[tuple[str, int], DeliveryState]:
+def _lock_leased(session: Session, delivery_ids: Collection[str]) -> dict[tuple[str, int], DeliveryState]:
     """The state of each of the deliveries under lease, by its id and the lease's token; all of them are locked."""
-    if gone:
-        rows = LOCK_LEASED_AND_HELD.fetch(session, ids=delivery_ids, endpoint_ids=gone)
-    else:
-        rows = LOCK_LEASED.fetch(session, ids=delivery_ids)
+    rows = LOCK_LEASED.fetch(session, ids=delivery_ids)
     return {(delivery_id, token): DeliveryState(state) for delivery_id, token, state, until, _ in rows if until}
 
 
@@ -187,9 +180,10 @@ def _lock_to_disable(session: Session, endpoint_ids: Collection[str]) -> None:
 
 
 def _disable(session: Session, endpoint_id: str, reason: str, now: datetime) -> bool:
+    """Under its locked lane. Its deliveries follow later, in parts: see `settling`."""
     disabled = DISABLE.fetch(session, endpoint=endpoint_id, reason=reason, now=now)
     if disabled:
-        HOLD.fetch(session, endpoint=endpoint_id)
+        MARK_UNSETTLED.fetch(session, endpoint=endpoint_id, now=now)
     return bool(disabled)
 
 

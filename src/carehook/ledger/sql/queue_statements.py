@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from carehook.ledger.records import Attempt, Lane
-from carehook.ledger.sql.statements import Bulk, Ids, Prepared, among, build_move, lock_deliveries
+from carehook.ledger.sql.statements import Bulk, Ids, Prepared, among, lock_deliveries
 from carehook.ledger.sql.tables import (
     LEASED,
     WAITING,
@@ -21,11 +21,10 @@ from carehook.ledger.sql.tables import (
     deliveries,
     endpoints,
     events,
-    in_state,
     lanes,
     organizations,
 )
-from carehook.ledger.states import EndpointStatus, Transition, states_before
+from carehook.ledger.states import EndpointStatus
 
 _ids = sa.bindparam("ids", type_=Ids())
 
@@ -200,10 +199,6 @@ ADD_ATTEMPTS = Bulk(attempts.insert(), ATTEMPT_NAMES)
 
 
 _finished = among(deliveries.c.id, _ids)
-_to_hold = in_state(
-    *states_before(Transition.HOLD),
-    where=among(deliveries.c.endpoint_id, sa.bindparam("endpoint_ids", type_=Ids())),
-)
 _lease_columns = (
     deliveries.c.id,
     deliveries.c.lease_token,
@@ -212,10 +207,6 @@ _lease_columns = (
     deliveries.c.order_key,
 )
 LOCK_LEASED = Prepared(lock_deliveries(_finished, *_lease_columns))
-# Locked in the database and not read: what an endpoint has waiting may be millions.
-_locked = lock_deliveries(_finished | _to_hold, *_lease_columns).cte("locked")
-_locked = _locked.prefix_with("MATERIALIZED", dialect="postgresql")
-LOCK_LEASED_AND_HELD = Prepared(sa.select(_locked).where(_locked.c.lease_until.is_not(None)))
 LOCK_ENDPOINTS = Prepared(
     sa.select(endpoints.c.id)
     .where(among(endpoints.c.id, _ids))
@@ -246,7 +237,9 @@ REVISE_ORGANIZATIONS = Prepared(
     .values(revision=organizations.c.revision + sa.literal_column("1"))
 )
 
-HOLD = Prepared(build_move(Transition.HOLD, deliveries.c.endpoint_id == sa.bindparam("endpoint")))
+MARK_UNSETTLED = Prepared(
+    lanes.update().where(lanes.c.endpoint_id == sa.bindparam("endpoint")).values(unsettled_since=sa.bindparam("now"))
+)
 
 _ran_out = deliveries.c.lease_until <= sa.bindparam("now")
 LOST = Prepared(
