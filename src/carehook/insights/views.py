@@ -124,7 +124,7 @@ class WaitKind(StrEnum):
     CIRCUIT = "circuit"
     """An endpoint that fails: its circuit is open."""
     ORDER = "order"
-    """An earlier delivery of the same patient."""
+    """Another delivery of the same patient, which goes first."""
     ENDPOINT = "endpoint"
     """An endpoint that is paused or disabled, or was resumed or deleted just now."""
     TURN = "turn"
@@ -138,7 +138,7 @@ class WaitView(_View):
     detail: str = Field(description="In words.")
     since: datetime | None = Field(description="Since when, where that is known.")
     until: datetime | None = Field(description="Until when at least, where that is known.")
-    delivery_id: str | None = Field(description="With `order`: the earlier delivery.")
+    delivery_id: str | None = Field(description="With `order`: the earlier delivery, if it waits for one.")
 
     @property
     def in_a_word(self) -> str:
@@ -163,7 +163,9 @@ class DeliveryView(_View):
     in_flight: bool
     attempt_count: int
     created_at: datetime
-    due_at: datetime | None = Field(description="When the next attempt is due.")
+    due_at: datetime | None = Field(
+        description="When the next attempt is due. Null while another delivery of its patient goes first."
+    )
     last_attempt_at: datetime | None
     finished_at: datetime | None
     waits_for: WaitView | None = Field(description="Null while it is in flight, and once it is finished.")

@@ -22,7 +22,9 @@ def explain_wait(delivery: Delivery, prospect: Prospect | None, now: datetime) -
     if prospect.earlier_delivery_id is not None:
         detail = f"An earlier delivery of the same patient, {prospect.earlier_delivery_id}, is not finished."
         return _wait(WaitKind.ORDER, detail, delivery_id=prospect.earlier_delivery_id)
-    due_at = delivery.due_at or now
+    due_at = delivery.due_at
+    if due_at is None:
+        return _wait(WaitKind.ORDER, "A later delivery of the same patient is in flight, and this one follows it.")
     if lane.opened_at is not None and due_at <= max(lane.probe_at or now, now):
         return _wait(WaitKind.CIRCUIT, _describe_circuit(lane, now), since=lane.opened_at, until=lane.probe_at)
     if due_at > now:

@@ -3,9 +3,9 @@
 Laws:
 - A transaction is all or nothing; when its block ends without an exception it is on disk.
 - No I/O but the ledger's own happens inside a transaction.
-- Rows are locked in one order, so that transactions do not deadlock: endpoints, organizations, deliveries, lanes, each
-  by id. Who changes an endpoint changes its organization's revision at once; who accepts holds that still, and no
-  endpoint.
+- Rows are locked in one order, so that transactions do not deadlock: endpoints, organizations, positions, lanes,
+  deliveries, each by id. Who changes an endpoint changes its organization's revision at once; who accepts holds that
+  still, and no endpoint and no lane.
 - What is not finished of an endpoint is where its status has it, or else the endpoint is among the unsettled.
 - A claim waits for no row: what another transaction has locked, it passes over and comes back to.
 - A result counts only with the lease token under which the delivery was claimed.

@@ -127,7 +127,10 @@ class NewDelivery:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event for one endpoint. While a request may be in flight `lease_until` says until when at the latest."""
+    """One event for one endpoint. While a request may be in flight `lease_until` says until when at the latest.
+
+    One that is not finished and has no `due_at` waits for another of its order, and is due once that is over.
+    """
 
     id: str
     event_id: str

@@ -116,12 +116,13 @@ class EndpointsSql:
         # Were its id set, to what it is, SQLite would look through all deliveries for those that refer to another.
         del values["id"]
         await self._connection.execute(statement.values(values))
+        # The order first: its position is locked before the lane.
+        if before.ordering != endpoint.ordering:
+            await set_ordering(self._connection, endpoint.id, endpoint.ordering)
         if before.status != endpoint.status:
             await self._change_lane(endpoint.id, {"unsettled_since": endpoint.updated_at})
         if before.url != endpoint.url:
             await self.close_circuit(endpoint.id)
-        if before.ordering != endpoint.ordering:
-            await set_ordering(self._connection, endpoint.id, endpoint.ordering)
 
     async def lanes(self, endpoint_ids: Collection[str]) -> Mapping[str, Lane]:
         """How it goes at each of the endpoints."""
