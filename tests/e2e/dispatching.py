@@ -108,8 +108,11 @@ class WatchedQueue:
         self.cannot_check = False
         self.may_claim = asyncio.Event()
         self.may_finish = asyncio.Event()
+        self.may_end_leases = asyncio.Event()
+        """Until it is set, the worker ends a lease by its result alone: it gives nothing back and recovers none."""
         self.may_claim.set()
         self.may_finish.set()
+        self.may_end_leases.set()
 
     def _fail_if_broken(self) -> None:
         if self.broken:
@@ -133,6 +136,7 @@ class WatchedQueue:
         return await self._queue.finish(finished, now)
 
     async def give_back(self, claimed: Iterable[ClaimedDelivery]) -> None:
+        await self.may_end_leases.wait()
         returned = list(claimed)
         self.given_back += [each.id for each in returned]
         await self._queue.give_back(returned)
@@ -144,6 +148,7 @@ class WatchedQueue:
         return await self._queue.find_changed(revisions)
 
     async def recover_lost(self, now: datetime) -> int:
+        await self.may_end_leases.wait()
         return await self._queue.recover_lost(now)
 
     def find_missing(self) -> str | None:

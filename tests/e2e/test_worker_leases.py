@@ -232,8 +232,11 @@ async def test_an_old_claim_that_still_waits_does_not_take_the_place_of_the_new_
                     return len(watch.queue.claimed) == count
 
                 await eventually(lambda: claimed(3), "one waits behind two in flight")
+                watch.queue.may_end_leases.clear()
                 clock.advance(LEASE.total_seconds())
-                assert await queue.recover_lost(clock()) == 3
+                recovered = await queue.recover_lost(clock())
+                watch.queue.may_end_leases.set()
+                assert recovered == 3
                 await eventually(lambda: claimed(4), "the same one is claimed anew")
                 assert watch.queue.claimed[2] == watch.queue.claimed[3]
                 hanging.open()
@@ -263,8 +266,11 @@ async def test_a_claim_that_waited_too_long_is_begun_anew_under_a_new_lease(
                     return len(watch.queue.claimed) == 3
 
                 await eventually(both_claimed, "one in flight and one claimed ahead")
+                watch.queue.may_end_leases.clear()
                 clock.advance(LEASE.total_seconds())
-                assert await queue.recover_lost(clock()) == 2
+                recovered = await queue.recover_lost(clock())
+                watch.queue.may_end_leases.set()
+                assert recovered == 2
                 receiver.open()
                 await platform.wait_for(DeliveryState.SUCCEEDED, 3)
             proof, *deliveries = await platform.list_deliveries()
