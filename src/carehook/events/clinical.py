@@ -23,7 +23,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+_CONTRACT_FORM = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}", re.ASCII)
 _ISO_8601 = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2}([.,]\d+)?)?(Z|[+-]\d{2}(:?\d{2})?)?", re.ASCII)
+_CONTRACT_LENGTH = len("2024-01-01T00:00:00")
 # RFC 8259, section 6: beyond it, receivers do not agree on the value.
 _LARGEST_INTEROPERABLE_INTEGER = 2**53 - 1
 
@@ -51,6 +53,9 @@ def read_datetime(value: object) -> datetime:
         PydanticCustomError: it is neither, has no time of day, or is no moment of the years 1 to 9999 in UTC.
     """
     try:
+        if isinstance(value, str) and _CONTRACT_FORM.fullmatch(value):
+            # What nearly all are: at a fifth of the cost of the rest.
+            return datetime.fromisoformat(f"{value}+00:00")
         moment = value if isinstance(value, datetime) else _parse_iso_8601(value)
         in_utc = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
@@ -69,7 +74,7 @@ def _parse_iso_8601(value: object) -> datetime:
 
 def build_datetime(moment: datetime) -> str:
     """Build the contract's form of an aware UTC moment: `2024-01-01T00:00:00`, without an offset."""
-    return moment.replace(tzinfo=None).isoformat(timespec="seconds")
+    return moment.isoformat()[:_CONTRACT_LENGTH]
 
 
 ContractDateTime = Annotated[
