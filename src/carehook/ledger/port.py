@@ -112,7 +112,10 @@ class Endpoints(Protocol):
 class Events(Protocol):
     """Accepted events."""
 
-    async def add(self, events: Sequence[StoredEvent]) -> None: ...
+    async def add(self, events: Sequence[StoredEvent]) -> None:
+        """Store new events. Raises `DanglingReference` where one is of an organization that there is not."""
+        ...
+
     async def get(self, event_id: str) -> StoredEvent | None: ...
     async def page(self, organization_id: str, request: PageRequest) -> Page[StoredEvent]: ...
 
@@ -121,7 +124,10 @@ class Deliveries(Protocol):
     """Deliveries outside of the queue. Each method that moves some keeps to `states.TRANSITIONS`."""
 
     async def add(self, deliveries: Sequence[NewDelivery]) -> None:
-        """Store new deliveries; the pending ones are due at their `created_at`."""
+        """Store new deliveries; the pending ones are due at their `created_at`.
+
+        Raises `DanglingReference` where one is of an organization, an event or an endpoint that there is not.
+        """
         ...
 
     async def get(self, delivery_id: str) -> Delivery | None: ...
@@ -174,6 +180,10 @@ class IdempotencyKeys(Protocol):
 
 class DuplicateKey(Exception):
     """Another transaction stored a row of the same key first; begin anew and it will be found."""
+
+
+class DanglingReference(Exception):
+    """A new event or delivery refers to an organization, endpoint or event that is not there: a bug of ours."""
 
 
 class Care(Protocol):
@@ -286,8 +296,8 @@ class Ledger(Protocol):
         """Add what `decide` says, in one transaction, given what is known of the organizations and idempotency keys.
 
         The endpoints stay as they are until it is committed. `decide` may be called on another thread, and again; it
-        must not wait for anything. Raises `DuplicateKey` where another transaction has just used one of the keys, and
-        what `decide` raises.
+        must not wait for anything. Raises `DuplicateKey` where another transaction has just used one of the keys,
+        `DanglingReference` where what it says refers to what is neither known nor added, and what `decide` raises.
         """
         ...
 

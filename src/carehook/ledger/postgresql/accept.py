@@ -27,6 +27,7 @@ from carehook.ledger.records import Additions, Answered, Endpoint, Known, NewDel
 from carehook.ledger.sql.accept import accept
 from carehook.ledger.sql.directory import RECIPIENTS, build_endpoint
 from carehook.ledger.sql.events import take_event
+from carehook.ledger.sql.references import check_additions
 from carehook.ledger.sql.statements import Ids, Prepared, among
 from carehook.ledger.sql.tables import organizations
 
@@ -133,7 +134,9 @@ class AcceptPostgresql:
         for _ in range(_TRIES):
             present = await self._look_up(organization_ids)
             endpoints = [endpoint for each in present.values() for endpoint in each.endpoints]
-            additions = decide(Known(frozenset(present), endpoints, answered))
+            told = Known(frozenset(present), endpoints, answered)
+            additions = decide(told)
+            check_additions(additions, told)
             rows = await self._add(present, [key for key in keys if key not in answered], additions, now)
             found = _find_answers(rows)
             answered.update(found)

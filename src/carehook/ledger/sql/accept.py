@@ -14,6 +14,7 @@ from carehook.ledger.sql.deliveries import ADD_DELIVERIES, take_delivery
 from carehook.ledger.sql.directory import FIX_ORGANIZATIONS, RECIPIENTS, build_endpoint
 from carehook.ledger.sql.events import ADD_ANSWERS, ADD_EVENTS, take_answers, take_event
 from carehook.ledger.sql.order import assign_positions
+from carehook.ledger.sql.references import check_additions
 from carehook.ledger.sql.statements import Ids, Prepared, among
 from carehook.ledger.sql.tables import idempotency_keys
 
@@ -38,6 +39,7 @@ def accept(
     endpoints = RECIPIENTS.fetch(session, organization_ids=organizations)
     known = Known(organizations, [build_endpoint(row) for row in endpoints], _find_answers(session, keys))
     additions = decide(known)
+    check_additions(additions, known)
     ADD_EVENTS.run(session, [take_event(event) for event in additions.events])
     positions = assign_positions(session, additions.deliveries)
     ADD_DELIVERIES.run(

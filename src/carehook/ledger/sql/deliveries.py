@@ -28,6 +28,7 @@ from carehook.ledger.sql.order import assign_positions
 from carehook.ledger.sql.parking import bring_forward, find_next
 from carehook.ledger.sql.prospects import fetch_prospects
 from carehook.ledger.sql.queue_statements import LOCK_LANES, LOCK_LEASED
+from carehook.ledger.sql.references import check_deliveries
 from carehook.ledger.sql.statements import Bulk, Prepared, among, build_move, fetch_page
 from carehook.ledger.sql.tables import (
     STRETCHES,
@@ -76,6 +77,7 @@ class DeliveriesSql:
 
     async def add(self, new: Sequence[NewDelivery]) -> None:
         """Store new deliveries."""
+        await check_deliveries(self._connection, new)
         positions = await self._connection.run_sync(
             lambda connection: assign_positions(SessionSqlalchemy(connection), new)
         )

@@ -16,6 +16,7 @@ from carehook.ledger.records import (
     PageRequest,
     StoredEvent,
 )
+from carehook.ledger.sql.references import check_events
 from carehook.ledger.sql.statements import Bulk, fetch_page
 from carehook.ledger.sql.tables import (
     events,
@@ -45,6 +46,7 @@ class EventsSql:
 
     async def add(self, new: Sequence[StoredEvent]) -> None:
         """Store accepted events."""
+        await check_events(self._connection, new)
         await ADD_EVENTS.execute(self._connection, [take_event(event) for event in new])
 
     async def get(self, event_id: str) -> StoredEvent | None:

@@ -54,6 +54,20 @@ metadata = sa.MetaData(
     }
 )
 
+
+def _refer(column: str, to: str) -> sa.ForeignKeyConstraint:
+    """That each row refers to one that is there, checked by SQLite alone.
+
+    PostgreSQL's check is a query for each row and column, which took a fifth of all that it did for a delivery. There
+    whoever adds rows sees to it (`references`), attempts come with the delivery that they are found by, and nothing
+    that is referred to is ever removed.
+    """
+    return sa.ForeignKeyConstraint([column], [to], info={ONLY_ON: "sqlite"}).ddl_if(dialect="sqlite")
+
+
+ONLY_ON = "only on"
+"""In the `info` of a constraint: the one dialect that has it."""
+
 organizations = sa.Table(
     "organizations",
     metadata,
@@ -112,13 +126,14 @@ events = sa.Table(
     "events",
     metadata,
     sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("organization_id", sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("organization_id", sa.Text, nullable=False),
     sa.Column("type", sa.Text, nullable=False),
     sa.Column("occurred_on", sa.Double, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("is_test", sa.Boolean(create_constraint=False), nullable=False),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("patient_key", sa.Text),
+    _refer("organization_id", "organizations.id"),
     sa.Index("ix_events_organization_id", "organization_id", "id"),
 )
 
@@ -126,9 +141,9 @@ deliveries = sa.Table(
     "deliveries",
     metadata,
     sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("event_id", sa.ForeignKey("events.id"), nullable=False),
-    sa.Column("endpoint_id", sa.ForeignKey("endpoints.id"), nullable=False),
-    sa.Column("organization_id", sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("event_id", sa.Text, nullable=False),
+    sa.Column("endpoint_id", sa.Text, nullable=False),
+    sa.Column("organization_id", sa.Text, nullable=False),
     sa.Column("event_type", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("due_at", Instant),
@@ -142,6 +157,9 @@ deliveries = sa.Table(
     sa.Column("finished_at", Instant),
     sa.Column("order_key", sa.Text),
     sa.Column("position", sa.BigInteger),
+    _refer("event_id", "events.id"),
+    _refer("endpoint_id", "endpoints.id"),
+    _refer("organization_id", "organizations.id"),
     sa.UniqueConstraint("event_id", "endpoint_id"),
     sa.Index("ix_deliveries_organization_id", "organization_id", "id"),
 )
@@ -209,7 +227,7 @@ for _name, _columns, _rows in (
 attempts = sa.Table(
     "attempts",
     metadata,
-    sa.Column("delivery_id", sa.ForeignKey("deliveries.id"), primary_key=True),
+    sa.Column("delivery_id", sa.Text, primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("id", sa.Text, nullable=False),
     sa.Column("started_at", Instant, nullable=False),
@@ -218,6 +236,7 @@ attempts = sa.Table(
     sa.Column("status_code", sa.Integer),
     sa.Column("reason", sa.Text),
     sa.Column("sealed_excerpt", sa.LargeBinary),
+    _refer("delivery_id", "deliveries.id"),
     sqlite_with_rowid=False,
 )
 
