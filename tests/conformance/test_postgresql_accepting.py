@@ -160,7 +160,7 @@ async def test_positions_grow_by_one_however_many_accept(postgresql_store: Store
 async def test_a_refused_statement_shows_nothing_of_what_was_to_be_stored(known: Store) -> None:
     event = build_event(body=b"the body")
     await known.ledger.accept([ORGANIZATION], [], lambda _: Additions([event], [], {}), NOW)
-    wrong: list[Any] = [event, build_event(body="the body"), build_event(type="the\0body")]
+    wrong: list[Any] = [event, build_event(occurred_on="the body"), build_event(type="the\0body")]
     for each in wrong:
         with pytest.raises(StatementError) as raised:
             await known.ledger.accept([ORGANIZATION], [], partial(_add, each), NOW)

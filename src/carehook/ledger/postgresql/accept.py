@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import accumulate
 from operator import attrgetter
 from typing import Any, Final
 
@@ -26,7 +27,6 @@ from carehook.ledger.postgresql.recently_used import RecentlyUsed
 from carehook.ledger.records import Additions, Answered, Endpoint, Known, NewDelivery
 from carehook.ledger.sql.accept import accept
 from carehook.ledger.sql.directory import RECIPIENTS, build_endpoint
-from carehook.ledger.sql.events import take_event
 from carehook.ledger.sql.references import check_additions
 from carehook.ledger.sql.statements import Ids, Prepared, among
 from carehook.ledger.sql.tables import organizations
@@ -52,7 +52,7 @@ WITH unchanged AS (
     ) AS organization
 ), answered AS (
     SELECT given.*, fingerprint, answer
-    FROM unnest($20::text[], $21::text[]) AS given (organization_id, key)
+    FROM unnest($22::text[], $23::text[]) AS given (organization_id, key)
     CROSS JOIN LATERAL (
         SELECT fingerprint, answer
         FROM idempotency_keys
@@ -66,22 +66,29 @@ WITH unchanged AS (
 ), new_answers AS (
     -- Named first, this is done last, as everyone does it: after the positions.
     INSERT INTO idempotency_keys (organization_id, key, fingerprint, answer, created_at)
-    SELECT organization_id, key, fingerprint, answer::json, $28
-    FROM unnest($22::text[], $23::text[], $24::text[], $25::text[])
+    SELECT organization_id, key, fingerprint, answer::json, $30
+    FROM unnest($24::text[], $25::text[], $26::text[], $27::text[])
         AS given (organization_id, key, fingerprint, answer)
     WHERE (SELECT is_permitted FROM permitted)
 ), new_events AS (
-    INSERT INTO events (id, organization_id, type, occurred_on, body, is_test, created_at, patient_key)
-    SELECT *
-    FROM unnest($3::text[], $4::text[], $5::text[], $6::double precision[], $7::bytea[], $8::boolean[],
-                $9::timestamptz[], $10::text[])
+    -- The bodies come in one piece, which costs the driver a fifth of what as many values would.
+    INSERT INTO events (id, organization_id, type, occurred_on, is_test, created_at, patient_key, body)
+    SELECT id, organization_id, type, occurred_on, is_test, created_at, patient_key,
+           substring($10::bytea FROM body_begin FOR body_length)
+    FROM (
+        -- Not `FROM unnest(…)`, which would write each column down before it joins them.
+        SELECT unnest($3::text[]) AS id, unnest($4::text[]) AS organization_id, unnest($5::text[]) AS type,
+               unnest($6::double precision[]) AS occurred_on, unnest($7::boolean[]) AS is_test,
+               unnest($8::timestamptz[]) AS created_at, unnest($9::text[]) AS patient_key,
+               unnest($11::integer[]) AS body_begin, unnest($12::integer[]) AS body_length
+    ) AS given
     WHERE (SELECT is_permitted FROM permitted)
 ), counted AS (
     -- One after another in the order of their ids, as everyone locks them; none, but for endpoints that ask for order.
     UPDATE positions
     SET last_position = last_position + given.count
-    FROM (SELECT * FROM unnest($26::text[], $27::bigint[]) AS given (endpoint_id, count) ORDER BY 1) AS given
-    WHERE positions.endpoint_id = given.endpoint_id AND positions.endpoint_id = ANY ($26)
+    FROM (SELECT * FROM unnest($28::text[], $29::bigint[]) AS given (endpoint_id, count) ORDER BY 1) AS given
+    WHERE positions.endpoint_id = given.endpoint_id AND positions.endpoint_id = ANY ($28)
         AND (SELECT is_permitted FROM permitted)
     RETURNING positions.endpoint_id, last_position - given.count AS position
 ), new_deliveries AS (
@@ -89,9 +96,12 @@ WITH unchanged AS (
                             order_key, position)
     SELECT id, event_id, given.endpoint_id, organization_id, event_type, state, created_at, created_at,
            order_key, counted.position + place
-    FROM unnest($11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::timestamptz[],
-                $18::text[], $19::bigint[])
-        AS given (id, event_id, endpoint_id, organization_id, event_type, state, created_at, order_key, place)
+    FROM (
+        SELECT unnest($13::text[]) AS id, unnest($14::text[]) AS event_id, unnest($15::text[]) AS endpoint_id,
+               unnest($16::text[]) AS organization_id, unnest($17::text[]) AS event_type, unnest($18::text[]) AS state,
+               unnest($19::timestamptz[]) AS created_at, unnest($20::text[]) AS order_key,
+               unnest($21::bigint[]) AS place
+    ) AS given
     LEFT JOIN counted ON order_key IS NOT NULL AND counted.endpoint_id = given.endpoint_id
     WHERE (SELECT is_permitted FROM permitted)
 )
@@ -159,7 +169,8 @@ class AcceptPostgresql:
             return await self._connections.fetch(
                 ACCEPT,
                 *take_columns([(organization_id, each.revision) for organization_id, each in present.items()], 2),
-                *take_columns([take_event(event) for event in additions.events], 8),
+                *take_columns([_take_event(event) for event in additions.events], 7),
+                *_join_bodies([event.body for event in additions.events]),
                 *take_columns(_take_deliveries(additions.deliveries), 9),
                 *take_columns(keys, 2),
                 *take_columns(_take_answers(additions.answers), 4),
@@ -198,6 +209,15 @@ def _find_answers(rows: Sequence[Record]) -> dict[tuple[str, str], Answered]:
         for _, organization_id, key, fingerprint, answer in rows
         if organization_id is not None
     }
+
+
+_take_event = attrgetter("id", "organization_id", "type", "occurred_on", "is_test", "created_at", "patient_key")
+
+
+def _join_bodies(bodies: Sequence[bytes]) -> tuple[bytes, Sequence[int], Sequence[int]]:
+    """The bodies one after another, and where each begins, from 1, and its length."""
+    lengths = list(map(len, bodies))
+    return b"".join(bodies), list(accumulate(lengths, initial=1))[:-1], lengths
 
 
 _take_delivery = attrgetter(
