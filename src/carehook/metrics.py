@@ -50,8 +50,18 @@ class Metrics:
         )
         self.attempts = Counter(
             "carehook_attempts",
-            "Attempts made, by outcome: succeeded, failed (the status says no), unreachable, blocked, interrupted.",
+            "Attempts made here, by outcome: succeeded, failed (by its status), unreachable, blocked, interrupted.",
             ["outcome"],
+            registry=self.registry,
+        )
+        self.attempts_unrecorded = Counter(
+            "carehook_attempts_unrecorded",
+            "Attempts made here whose results the store does not have: their leases were over before.",
+            registry=self.registry,
+        )
+        self.leases_lost = Counter(
+            "carehook_leases_lost",
+            "Leases, of any worker, found here to be over without a result; each is an interrupted attempt.",
             registry=self.registry,
         )
         self.attempt_seconds = Durations("carehook_attempt_seconds", "How long attempts took.", self.registry)

@@ -163,6 +163,21 @@ async def test_what_a_dead_worker_had_claimed_is_sent_when_its_lease_is_over_and
     }
 
 
+async def test_leases_that_were_lost_are_counted_by_who_finds_them(settings: Settings, clock: StandingClock) -> None:
+    with RecordingReceiver() as receiver:
+        async with open_platform(settings, clock) as platform:
+            await platform.register(receiver)
+            await platform.publish(3)
+            assert await abandon_claims(settings, clock, 2) == 2
+            clock.advance(LEASE.total_seconds())
+            async with running(platform.application.worker):
+                await platform.wait_for(DeliveryState.SUCCEEDED, 3)
+            find = platform.application.metrics.registry.get_sample_value
+            assert find("carehook_leases_lost_total") == 2
+            assert find("carehook_attempts_total", {"outcome": "succeeded"}) == 3
+            assert find("carehook_attempts_total", {"outcome": "interrupted"}) is None
+
+
 async def test_interruptions_spend_none_of_the_schedule(settings: Settings, clock: StandingClock) -> None:
     schedule = settings.model_copy(update={"retry_schedule": (5.0, 300.0)})
     with RecordingReceiver(then=500) as receiver:

@@ -165,6 +165,10 @@ def count_attempts(bench: Bench) -> float:
     return bench.metrics.registry.get_sample_value("carehook_attempts_total", {"outcome": "succeeded"}) or 0
 
 
+def count_unrecorded(bench: Bench) -> float | None:
+    return bench.metrics.registry.get_sample_value("carehook_attempts_unrecorded_total")
+
+
 async def test_what_comes_while_a_batch_is_written_goes_together_in_the_next(bench: Bench) -> None:
     bench.store.gate.clear()
     bench.add("a")
@@ -203,7 +207,7 @@ async def test_a_store_that_is_away_is_asked_again_and_everything_is_recorded_on
     bench.store.is_away = False
     await bench.until_idle()
     assert sorted(bench.store.kept) == ["a", "b", "c"]
-    assert count_attempts(bench) == 3
+    assert (count_attempts(bench), count_unrecorded(bench)) == (3, 0)
 
 
 async def test_what_came_while_the_store_went_away_does_not_ask_it_at_once(bench: Bench) -> None:
@@ -241,6 +245,7 @@ async def test_a_result_whose_lease_is_over_is_given_up_while_the_store_is_away(
     bench.add("b")
     await bench.until_idle()
     assert bench.store.kept == ["b"]
+    assert (count_attempts(bench), count_unrecorded(bench)) == (2, 1)
 
 
 async def test_a_result_at_fault_fails_alone_and_holds_nobody_up(bench: Bench) -> None:
@@ -277,6 +282,7 @@ async def test_a_result_that_came_too_late_is_a_warning(bench: Bench) -> None:
         await settle()
     warnings = [(each["event"], each["delivery_id"]) for each in logs if each["log_level"] == "warning"]
     assert warnings == [("result_came_after_its_lease", "b")]
+    assert (count_attempts(bench), count_unrecorded(bench)) == (2, 1)
 
 
 async def test_each_attempt_is_a_line_and_is_counted_before_it_is_recorded(bench: Bench) -> None:
@@ -324,6 +330,7 @@ async def test_closing_asks_a_store_that_is_away_once_more_and_no_longer(bench: 
     assert bench.store.kept == []
     assert bench.recorder.held == 0
     assert len(bench.store.batches) == 2
+    assert (count_attempts(bench), count_unrecorded(bench)) == (2, 2)
 
 
 async def test_closing_offers_what_was_refused_once_more(bench: Bench) -> None:

@@ -96,8 +96,9 @@ async def get_endpoint(endpoint_id: EndpointId, carehook: Carehook) -> EndpointV
 
 @router.patch("/v1/endpoints/{endpoint_id}", responses={409: {}})
 async def change_endpoint(endpoint_id: EndpointId, changes: EndpointChanges, carehook: Carehook) -> EndpointView:
-    """Change what is named; what is left out stays. Deliveries that wait go by the new values.
+    """Change what is named; what is left out stays.
 
+    Every request that begins more than 3 seconds after the answer goes by the new values.
     Null takes `max_in_flight` and `rate_limit` away; any other field stays. `ordering` cannot be changed while more
     than 100,000 deliveries of the endpoint are not finished.
     """
@@ -109,6 +110,7 @@ async def change_endpoint(endpoint_id: EndpointId, changes: EndpointChanges, car
 async def delete_endpoint(endpoint_id: EndpointId, carehook: Carehook) -> None:
     """Delete an endpoint and its secrets. Its unfinished deliveries are cancelled; their history stays.
 
+    A request that begins within 3 seconds after the answer, or began before it, may still arrive.
     Of a long backlog the last are cancelled by the workers, some time later.
     """
     await carehook.endpoints.delete(endpoint_id)
@@ -118,6 +120,7 @@ async def delete_endpoint(endpoint_id: EndpointId, carehook: Carehook) -> None:
 async def pause_endpoint(endpoint_id: EndpointId, carehook: Carehook) -> EndpointView:
     """Send nothing to it until it is resumed; its deliveries are held.
 
+    A request that begins within 3 seconds after the answer, or began before it, may still arrive.
     Of a long backlog the last are marked so by the workers, some time later; none of them is sent meanwhile.
     """
     await carehook.endpoints.pause(endpoint_id)
@@ -138,7 +141,10 @@ async def resume_endpoint(endpoint_id: EndpointId, carehook: Carehook) -> Endpoi
 async def rotate_secret(
     endpoint_id: EndpointId, carehook: Carehook, rotate: RotateSecret | None = None
 ) -> EndpointCreatedView:
-    """Give it a new signing secret, shown this once. Until the overlap ends, requests carry both signatures."""
+    """Give it a new signing secret, shown this once. Until the overlap ends, requests carry both signatures.
+
+    Requests that begin within 3 seconds after the answer may still carry the old one alone.
+    """
     overlap = timedelta(seconds=(rotate or RotateSecret()).overlap_seconds)
     rotated = await carehook.endpoints.rotate_secret(endpoint_id, overlap)
     return await carehook.insights.created(rotated, reveal_signature_value=False)

@@ -181,7 +181,7 @@ class Endpoints:
         return EndpointWithSecrets(endpoint, opened)
 
     async def change(self, endpoint_id: str, changes: EndpointChanges) -> Endpoint:
-        """Change what `changes` names. Deliveries that wait go by the new values at their next attempt."""
+        """Change what `changes` names. Workers go by the new values within seconds."""
         event_types = None if changes.event_types is None else check_event_types(changes.event_types)
         await self._check_urls(changes.url, changes.authentication)
         async with self._locked(endpoint_id) as (transaction, endpoint, now):

@@ -5,7 +5,8 @@ Laws:
 - A store that is away is asked again for as long as a result's lease holds, and then no more: the lease runs out, and
   the attempt is recorded as interrupted. A recorder that is closing asks once.
 - A batch that is not taken for another reason is written one by one, so that a result at fault fails alone.
-- A result that the store does not count, because its lease was lost, is a warning in the log.
+- An attempt is told of and counted when it has ended. That the store does not have its result, because its lease was
+  lost or over before the store was back, is counted beside it (`attempts_unrecorded`).
 """
 
 from __future__ import annotations
@@ -126,6 +127,7 @@ class Recorder:
         self._is_away = False
         for result, did_count in zip(batch, counted, strict=True):
             if not did_count:
+                self._metrics.attempts_unrecorded.inc()
                 _log.warning("result_came_after_its_lease", delivery_id=result.delivery.id)
 
     async def _write_each(self, batch: Sequence[Result]) -> None:
@@ -138,8 +140,9 @@ class Recorder:
     def _refuse(self, batch: Sequence[Result], error: Exception) -> None:
         log_failure("result_not_recorded", error, delivery_ids=[each.delivery.id for each in batch[:_IDS_LOGGED]])
         now = self._clock()
-        if not self._closing.is_set():
-            self._refused.extend(each for each in batch if now < each.delivery.lease_until)
+        again = [] if self._closing.is_set() else [each for each in batch if now < each.delivery.lease_until]
+        self._refused.extend(again)
+        self._metrics.attempts_unrecorded.inc(len(batch) - len(again))
         self._offer_again_at = asyncio.get_running_loop().time() + _PAUSE_AFTER_ERROR.total_seconds()
 
 

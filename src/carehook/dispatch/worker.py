@@ -85,6 +85,7 @@ class Worker:
         self._queue = queue
         self._deliverer = deliverer
         self._limits = limits
+        self._metrics = metrics
         self._clock = clock
         self._lanes = Lanes(limits.concurrency, limits.endpoint_concurrency)
         self._room = asyncio.Event()
@@ -179,6 +180,7 @@ class Worker:
     async def _recover_lost_leases(self) -> None:
         try:
             if lost := await self._queue.recover_lost(self._clock()):
+                self._metrics.leases_lost.inc(lost)
                 _log.warning("leases_lost", deliveries=lost)
         except Exception as error:
             log_failure("lost_leases_not_recovered", error)
