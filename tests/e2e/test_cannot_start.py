@@ -130,15 +130,25 @@ def test_a_schema_that_is_too_old_in_a_file_is_brought_up(carehook: Installation
     assert carehook.run("org", "list").stderr == ""
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, ("migrate",)], ids=" ".join)
-def test_a_schema_that_is_too_new(
-    carehook: Installation, command: tuple[str, ...], postgres_server: PostgresServer, postgres_database: str
-) -> None:
+TOO_NEW = f"the database is at schema 9999, newer than this version knows ({HEAD}): run a newer Carehook."
+
+
+@pytest.fixture
+def url_of_a_newer_schema(carehook: Installation, postgres_server: PostgresServer, postgres_database: str) -> str:
     url = postgres_server.plain_url(postgres_database)
     carehook.run("migrate", CAREHOOK_DATABASE_URL=url)
     asyncio.run(execute(url, "UPDATE alembic_version SET version_num = '9999'"))
-    sentence = f"the database is at schema 9999, newer than this version knows ({HEAD}): run a newer Carehook."
-    check_refused(carehook, command, url, sentence)
+    return url
+
+
+@each_command
+def test_a_schema_that_is_too_new(carehook: Installation, command: tuple[str, ...], url_of_a_newer_schema: str) -> None:
+    check_refused(carehook, command, url_of_a_newer_schema, TOO_NEW)
+
+
+def test_a_schema_that_is_too_new_is_not_migrated_either(carehook: Installation, url_of_a_newer_schema: str) -> None:
+    done = carehook.run("migrate", code=3, CAREHOOK_DATABASE_URL=url_of_a_newer_schema)
+    assert (done.stdout, done.stderr) == ("", f"Carehook cannot do this: {TOO_NEW}\n")
 
 
 async def execute(url: str, statement: str) -> None:

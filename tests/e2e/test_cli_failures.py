@@ -24,14 +24,16 @@ LEAK = "the-patient-has-a-rash"
         (Conflict("The delivery is cancelled already."), ExitCode.FAILED, "The delivery is cancelled already."),
         (InvalidEvent([FieldError("type", "is required")]), ExitCode.FAILED, "type is required."),
         (CommandFailed("on line 3,\n  type is required"), ExitCode.FAILED, "on line 3, type is required."),
-        (StartupError("no"), ExitCode.CANNOT_START, "Carehook cannot start: no."),
-        (InvalidSettings("no"), ExitCode.CANNOT_START, "Carehook cannot start: no."),
-        (LedgerUnavailable("no"), ExitCode.CANNOT_START, "Carehook cannot start: no."),
-        (WrongKeyError("no"), ExitCode.CANNOT_START, "Carehook cannot start: no."),
     ],
 )
 def test_each_kind_of_failure_has_its_code_and_one_sentence(error: Exception, code: ExitCode, sentence: str) -> None:
-    assert describe_failure(error) == (code, sentence)
+    assert describe_failure(error, starts=True) == describe_failure(error, starts=False) == (code, sentence)
+
+
+@pytest.mark.parametrize("kind", [StartupError, InvalidSettings, LedgerUnavailable, WrongKeyError])
+def test_what_keeps_carehook_from_working_is_told_of_a_start_or_of_a_command(kind: type[Exception]) -> None:
+    assert describe_failure(kind("no"), starts=True) == (ExitCode.CANNOT_START, "Carehook cannot start: no.")
+    assert describe_failure(kind("no"), starts=False) == (ExitCode.CANNOT_START, "Carehook cannot do this: no.")
 
 
 def fail() -> None:
@@ -56,15 +58,24 @@ def test_a_new_store_is_told_of_once_it_is_there_and_not_where_it_cannot_be(tmp_
     (tmp_path / "file").touch()
     failed = Installation(tmp_path).run("org", "list", code=3, CAREHOOK_HOME=str(tmp_path / "file"))
     (sentence,) = failed.stderr.splitlines()
-    assert sentence.startswith("Carehook cannot start: CAREHOOK_HOME: ")
+    assert sentence.startswith("Carehook cannot do this: CAREHOOK_HOME: ")
     made, found = (Installation(tmp_path).run("org", "list").stderr for _ in range(2))
     assert made.startswith(f"There was no store yet; this made one: {tmp_path / 'home' / 'carehook.db'} ")
     assert found == ""
 
 
+def test_migrating_tells_of_a_store_that_it_made(tmp_path: Path) -> None:
+    made, found = (Installation(tmp_path).run("migrate").stderr.splitlines() for _ in range(2))
+    assert made[0].startswith(f"There was no store yet; this made one: {tmp_path / 'home' / 'carehook.db'} ")
+    assert made[1:] == found == ["The store has this version's schema."]
+
+
 @pytest.mark.parametrize("url", ["postgresql://nobody:open-sesame@127.0.0.1:1/nothing", "mysql://127.0.0.1/nothing"])
-def test_a_store_that_cannot_be_used_is_code_3_and_its_password_is_not_shown(tmp_path: Path, url: str) -> None:
-    done = Installation(tmp_path).run("org", "list", code=3, CAREHOOK_DATABASE_URL=url)
+@pytest.mark.parametrize("command", [("org", "list"), ("token", "create", "--role", "operator"), ("migrate",)])
+def test_a_store_that_cannot_be_used_is_code_3_and_its_password_is_not_shown(
+    tmp_path: Path, url: str, command: tuple[str, ...]
+) -> None:
+    done = Installation(tmp_path).run(*command, code=3, CAREHOOK_DATABASE_URL=url)
     (sentence,) = done.stderr.splitlines()
-    assert sentence.startswith("Carehook cannot start: ")
+    assert sentence.startswith("Carehook cannot do this: ")
     assert "open-sesame" not in sentence

@@ -113,9 +113,27 @@ def test_a_store_that_was_moved_is_not_opened_again(carehook: Installation, targ
 def test_a_store_that_somebody_works_on_stays_where_it_is(carehook: Installation, target: str) -> None:
     with carehook.start() as service:
         refused = carehook.run("move", target, code=3)
-        assert refused.stderr == "Carehook cannot start: a Carehook works on this store: stop it first.\n"
+        assert refused.stderr == "Carehook cannot do this: a Carehook works on this store: stop it first.\n"
         assert service.call("POST", "/v1/organizations", {"name": "Example Hospital"}).status == 201
     assert carehook.read("org", "list")["data"]
+
+
+def test_where_there_is_no_store_nothing_is_moved_and_nothing_made(carehook: Installation, target: str) -> None:
+    file = carehook.home / "carehook.db"
+    sentence = f"There is no store to move: there is no {file}. CAREHOOK_HOME chooses the folder.\n"
+    assert carehook.run("move", target, code=1).stderr == sentence
+    assert not carehook.home.exists()
+    carehook.home.mkdir()
+    assert carehook.run("move", target, code=1).stderr == sentence
+    assert list(carehook.home.iterdir()) == []
+
+    async def find_tables() -> str | None:
+        database = Database(parse_database_url(target))
+        version = await read_version(database)
+        await database.close()
+        return version
+
+    assert asyncio.run(find_tables()) is None
 
 
 def test_a_database_that_holds_something_takes_no_other(carehook: Installation, target: str) -> None:
@@ -175,7 +193,7 @@ def test_a_row_that_the_server_does_not_take_keeps_all_where_they_are(carehook: 
     ("target", "said"),
     [
         ("sqlite:///elsewhere.db", "must be a PostgreSQL server"),
-        ("mysql://x/y", "use sqlite: or postgresql:"),
+        ("mysql://x/y", "the target: the database URL begins with mysql:"),
         ("postgresql://u:secret-word@127.0.0.1:9/x", "does not answer"),
     ],
 )

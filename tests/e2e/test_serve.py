@@ -140,7 +140,7 @@ def check_refused(carehook: Installation, *words: str, command: tuple[str, ...] 
     done = carehook.run(*command, code=3, **settings)
     assert done.stdout == ""
     (sentence,) = done.stderr.splitlines()
-    assert sentence.startswith("Carehook cannot start: ")
+    assert sentence.startswith(f"Carehook cannot {'start' if command == ('serve',) else 'do this'}: ")
     assert [word for word in words if word not in sentence] == []
 
 

@@ -17,4 +17,4 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        sys.exit(report_failure(error))
+        sys.exit(report_failure(error, sys.argv[1:]))

@@ -103,11 +103,14 @@ def migrate() -> None:
     import asyncio
 
     from carehook.bootstrap import migrate_store
-    from carehook.cli.session import log_to_stderr
+    from carehook.cli.session import find_new_store, log_to_stderr, tell_of_new_store
     from carehook.config import load_settings
 
     log_to_stderr("warning")
-    asyncio.run(migrate_store(load_settings()))
+    settings = load_settings()
+    new_store = find_new_store(settings)
+    asyncio.run(migrate_store(settings))
+    tell_of_new_store(new_store)
     say("The store has this version's schema.")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from enum import IntEnum
+from typing import Final
 
 
 class ExitCode(IntEnum):
@@ -15,22 +17,25 @@ class ExitCode(IntEnum):
     USAGE = 2
     """The command line itself is wrong. (Given by typer.)"""
     CANNOT_START = 3
-    """The settings, the store, the encryption key or the port do not let Carehook start."""
+    """The settings, the store, the encryption key or the port do not let Carehook start, or do what was asked for."""
 
 
 EXIT_CODES_HELP = (
     "Exit codes: 0 done; 1 refused or failed; 2 the command line is wrong; "
-    "3 cannot start with these settings, store, key or port."
+    "3 cannot be done with these settings, store, key or port."
 )
+
+_SERVICES: Final = frozenset({"serve", "api", "worker"})
+"""The commands that start something which then runs."""
 
 
 class CommandFailed(Exception):
     """A command that did not bring about what it was asked for; the message is a sentence for people."""
 
 
-def report_failure(error: Exception) -> ExitCode:
-    """Say on standard error what is wrong, and tell the exit code."""
-    code, sentence = describe_failure(error)
+def report_failure(error: Exception, arguments: Sequence[str] = ()) -> ExitCode:
+    """Say on standard error what is wrong, and tell the exit code. `arguments` are those of the command line."""
+    code, sentence = describe_failure(error, starts=bool(_SERVICES.intersection(arguments[:1])))
     print(sentence, file=sys.stderr)
     if _is_debugging():
         from carehook.logs import describe_exception
@@ -39,8 +44,11 @@ def report_failure(error: Exception) -> ExitCode:
     return code
 
 
-def describe_failure(error: Exception) -> tuple[ExitCode, str]:
-    """The exit code for an exception and the sentence about it, without anything that was in a field."""
+def describe_failure(error: Exception, *, starts: bool) -> tuple[ExitCode, str]:
+    """The exit code for an exception and the sentence about it, without anything that was in a field.
+
+    `starts` tells whether what failed was the start of a service, or a command that does one thing.
+    """
     from carehook.bootstrap import StartupError
     from carehook.cli.bench.processes import BenchmarkFailed
     from carehook.config import InvalidSettings
@@ -50,7 +58,8 @@ def describe_failure(error: Exception) -> tuple[ExitCode, str]:
     from carehook.refusals import Refusal
 
     if isinstance(error, InvalidSettings | StartupError | LedgerUnavailable | KeyringError):
-        return ExitCode.CANNOT_START, f"Carehook cannot start: {build_sentence(str(error))}"
+        what = "start" if starts else "do this"
+        return ExitCode.CANNOT_START, f"Carehook cannot {what}: {build_sentence(str(error))}"
     if isinstance(error, Refusal | InvalidEvent | CommandFailed | BenchmarkFailed):
         return ExitCode.FAILED, build_sentence(str(error))
     # Its words are a library's, which may repeat the data that it failed on.

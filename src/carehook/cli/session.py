@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from carehook.cli.output import say
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pydantic import BaseModel
 
     from carehook.application import Application
@@ -30,13 +31,11 @@ def run(work: Callable[[Application], Awaitable[Result]]) -> Result:
 
     settings = load_settings()
     log_to_stderr("debug" if settings.log_level == "debug" else "warning")
-    new_store = _find_new_store(settings)
+    new_store = find_new_store(settings)
 
     async def work_on_the_store() -> Result:
         async with open_carehook(settings, needs_queue=False) as application:
-            if new_store is not None:
-                # In the wrong folder, an empty list would mislead.
-                say(f"There was no store yet; this made one: {new_store} (CAREHOOK_HOME chooses the folder).")
+            tell_of_new_store(new_store)
             return await work(application)
 
     return asyncio.run(work_on_the_store())
@@ -66,11 +65,15 @@ def build_model(model: type[Model], **fields: object) -> Model:
     raise refusal
 
 
-def _find_new_store(settings: Settings) -> Path | None:
+def find_new_store(settings: Settings) -> Path | None:
     """The file of the embedded store, where opening it makes it."""
-    from carehook.bootstrap import is_embedded, open_url
+    from carehook.bootstrap import find_embedded_file
 
-    if not is_embedded(settings):
-        return None
-    path = Path(open_url(settings).get_secret_value().partition("///")[2])
-    return None if path.exists() else path
+    file = find_embedded_file(settings)
+    return None if file is None or file.exists() else file
+
+
+def tell_of_new_store(file: Path | None) -> None:
+    """Say that a store was made, if one was: in the wrong folder, an empty list would mislead."""
+    if file is not None:
+        say(f"There was no store yet; this made one: {file} (CAREHOOK_HOME chooses the folder).")
