@@ -157,6 +157,34 @@ async def test_what_had_not_begun_when_its_endpoint_was_stopped_is_not_sent(
     assert len(slow.requests) == 1 + IN_FLIGHT
 
 
+async def test_the_places_of_what_is_given_back_are_for_others_though_no_request_ends(
+    settings: Settings, slow: GatedReceiver
+) -> None:
+    narrow, clock = settings.model_copy(update={"concurrency": 2, "endpoint_concurrency": 1}), StandingClock()
+    async with (
+        open_platform(narrow, clock) as platform,
+        open_worker(narrow, clock=clock, wrap=(watch := Watch())) as worker,
+    ):
+        for _ in range(6):
+            await platform.register(slow)
+        await platform.publish()
+        endpoints = {each.id: each.endpoint_id for each in await platform.list_deliveries()}
+
+        async def claimed(count: int) -> bool:
+            return len(watch.queue.claimed) == count
+
+        async with running(worker):
+            await wait_for_waiting(slow, 2)
+            await eventually(lambda: claimed(4), "two are in flight and two wait")
+            for delivery_id in watch.queue.claimed[2:]:
+                await platform.application.endpoints.pause(endpoints[delivery_id])
+            await eventually(lambda: claimed(6), "two others wait in their places")
+            assert sorted(watch.queue.given_back) == sorted(watch.queue.claimed[2:4])
+            assert slow.waiting == 2
+            slow.open()
+            await platform.wait_for(DeliveryState.SUCCEEDED, 4)
+
+
 async def test_while_the_store_does_not_say_how_an_endpoint_is_nothing_begins_that_was_claimed_long_ago(
     settings: Settings, slow: GatedReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

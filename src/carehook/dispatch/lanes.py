@@ -162,7 +162,7 @@ class Lanes:
         """Take out what had better be given back.
 
         That is what could not be begun under its lease, which is over before `latest`, and what was claimed ahead of an
-        endpoint that has stopped answering, or fails, since.
+        endpoint that was changed, has stopped answering, or fails, since.
         """
         for lane in self._lanes.values():
             while lane.waiting and lane.waiting[0].lease_until <= latest:

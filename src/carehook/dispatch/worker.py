@@ -207,7 +207,10 @@ class Worker:
             log_failure("endpoints_not_settled", error)
 
     async def _give_back_what_waits(self) -> None:
-        await self._give_back(self._lanes.withdraw(self._clock() + self._limits.attempt))
+        withdrawn = self._lanes.withdraw(self._clock() + self._limits.attempt)
+        await self._give_back(withdrawn)
+        if withdrawn:
+            self._room.set()
 
     async def _give_back(self, claimed: Sequence[ClaimedDelivery]) -> None:
         if not claimed:
