@@ -18,6 +18,7 @@ from carehook.dispatch.addresses import AddressRules
 from carehook.keyring import Keyring
 from carehook.ledger.port import Transaction
 from carehook.ledger.records import Additions, ClaimedDelivery, FinishedAttempt, Known
+from carehook.ledger.sql import settling
 from carehook.ledger.sql.tables import deliveries, endpoints
 from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
 from tests.conformance.store import (
@@ -210,8 +211,9 @@ async def settle_marked(store: Store) -> None:
 
 
 async def test_a_storm_of_everything_at_once_neither_deadlocks_nor_leaves_anything_astray(
-    postgresql_store: Store,
+    postgresql_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(settling, "PART", 3)
     store = postgresql_store
     names = [f"ep_{number}" for number in range(4)]
     await store.add_endpoints(*names)
@@ -485,8 +487,9 @@ class Storm:
 
 
 async def test_a_storm_of_order_limits_and_circuits_neither_deadlocks_nor_loses_anything(
-    postgresql_store: Store,
+    postgresql_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(settling, "PART", 3)
     store = postgresql_store
     storm = Storm([store, await store.second()], seed=11)
     await storm.prepare()
