@@ -187,8 +187,3 @@ async def test_a_server_that_takes_no_writes_is_a_store_that_is_away(postgresql_
         await demoted.claim()
     with pytest.raises(LedgerUnavailable):
         await demoted.publish("ep_1")
-
-
-def test_a_url_as_libpq_has_it_is_understood() -> None:
-    url = parse_database_url("postgresql://user@host/name?sslmode=require")
-    assert url.render_as_string() == "postgresql+asyncpg://user@host/name?ssl=require"

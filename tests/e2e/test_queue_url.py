@@ -127,15 +127,17 @@ async def test_a_user_who_may_not_use_jetstream(tmp_path: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serve_tls(folder: Path) -> AsyncIterator[tuple[NatsServers, Path]]:
-    """A server that asks for TLS, and the certificate of the authority that vouches for it."""
+async def serve_tls(
+    folder: Path, name: str = "127.0.0.1", authorization: str = ""
+) -> AsyncIterator[tuple[NatsServers, Path]]:
+    """A server that asks for TLS, and the certificate of the authority that vouches for its name."""
     authority = CA()
-    certificate = authority.issue_cert("127.0.0.1")
+    certificate = authority.issue_cert(name)
     certificate.cert_chain_pems[0].write_to_path(folder / "server.pem")
     certificate.private_key_pem.write_to_path(folder / "key.pem")
     authority.cert_pem.write_to_path(folder / "ca.pem")
     block = f'tls {{ cert_file: "{folder / "server.pem"}", key_file: "{folder / "key.pem"}" }}'
-    with NatsServers(options=NatsOptions(tls=block)) as server:
+    with NatsServers(options=NatsOptions(tls=block, authorization=authorization)) as server:
         yield server, folder / "ca.pem"
 
 
@@ -144,6 +146,37 @@ async def test_a_server_with_tls_whose_authority_is_trusted(tmp_path: Path, sche
     async with serve_tls(tmp_path) as (server, ca_file):
         url = server.url_of(scheme=scheme)
         assert await is_connected(set_queue(build_settings(tmp_path / "home"), url, ca_file=ca_file))
+
+
+NEEDED = '["carehook.>", "$JS.API.>", "$JS.ACK.>", "_INBOX.>"]'
+"""What docs/operations says that a user needs."""
+
+RESTRICTED = f"{{ user: u, password: hunter2, permissions: {{ publish: {NEEDED}, subscribe: {NEEDED} }} }}"
+
+
+@pytest.mark.parametrize(
+    ("authorization", "credentials"),
+    [
+        ("user: carehook, password: hunter2", "carehook:hunter2"),
+        ("token: hunter2", "hunter2"),
+        (f"users: [ {RESTRICTED} ]", "u:hunter2"),
+    ],
+)
+async def test_credentials_are_shown_over_tls(tmp_path: Path, authorization: str, credentials: str) -> None:
+    async with serve_tls(tmp_path, authorization=f"authorization {{ {authorization} }}") as (server, ca_file):
+        url = server.url_of(scheme="tls", credentials=credentials)
+        assert await is_connected(set_queue(build_settings(tmp_path / "home"), url, ca_file=ca_file))
+
+
+async def test_a_server_whose_certificate_is_for_another_name(tmp_path: Path) -> None:
+    async with serve_tls(tmp_path, "elsewhere.example") as (server, ca_file):
+        url = server.url_of(scheme="tls", credentials="u:hunter2")
+        said = await refuse(tmp_path / "home", url, ca_file=ca_file)
+    assert "certificate that is not trusted: IP address mismatch" in said
+
+
+async def test_a_credentials_file_is_not_understood(tmp_path: Path) -> None:
+    assert "a URL ends with its port" in await refuse(tmp_path, "nats://127.0.0.1:4222?credentials=/etc/hunter2.creds")
 
 
 async def test_a_server_with_tls_whose_authority_is_not_trusted(tmp_path: Path) -> None:

@@ -21,8 +21,15 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from carehook.ledger.connections import sqlite_driver
-from carehook.ledger.connections.postgresql import DRIVER_ERRORS, Connections, is_unusable, watch_socket
+from carehook.ledger.connections.postgresql import (
+    DRIVER_ERRORS,
+    Connections,
+    check_options,
+    is_unusable,
+    watch_socket,
+)
 from carehook.ledger.connections.sessions import Session, SessionSqlalchemy, SqliteWriter, end
+from carehook.ledger.connections.tls import TLS_OPTIONS, build_tls, describe_tls_error
 from carehook.ledger.port import LedgerUnavailable
 
 BUSY_TIMEOUT_SECONDS = 30
@@ -61,14 +68,9 @@ def parse_database_url(text: str) -> URL:
                 )
             return url.set(drivername="sqlite+aiosqlite")
         case "postgresql" | "postgres":
-            return _take_ssl_mode(url).set(drivername="postgresql+asyncpg")
+            check_options(url)
+            return url.set(drivername="postgresql+asyncpg")
     raise ValueError(f"the database URL begins with {backend}:; use sqlite: or postgresql:")
-
-
-def _take_ssl_mode(url: URL) -> URL:
-    """`sslmode`, as libpq and most hosts of PostgreSQL write it, under the driver's name for the same modes."""
-    mode = url.query.get("sslmode")
-    return url if mode is None else url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
 
 
 _SERVER_SETTINGS: Final = {
@@ -103,11 +105,11 @@ class Database:
         else:
             self._turn = nullcontext()
             self._writer = create_async_engine(
-                url,
+                url.difference_update_query(TLS_OPTIONS),
                 pool_size=pool_size,
                 pool_pre_ping=True,
                 hide_parameters=True,
-                connect_args={"server_settings": dict(_SERVER_SETTINGS)},
+                connect_args={"ssl": build_tls(url), "server_settings": dict(_SERVER_SETTINGS)},
             )
             event.listen(self._writer.sync_engine, "connect", lambda made, _: watch_socket(made.driver_connection))
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -167,7 +169,7 @@ class Database:
 
     def explain(self, error: Exception) -> LedgerUnavailable:
         """One sentence, for the operator, about a store that does not answer; without its password."""
-        url = self.url.set(drivername=self.url.get_backend_name())
+        url = self.url.set(drivername=self.url.get_backend_name()).difference_update_query(TLS_OPTIONS)
         return LedgerUnavailable(f"the database {url.render_as_string(hide_password=True)} {describe_error(error)}")
 
     async def close(self) -> None:
@@ -188,7 +190,9 @@ _NOT_LET_IN: Final = frozenset({"28000", "28P01", "3D000"})
 def describe_error(error: Exception) -> str:
     """What a store does instead of answering: "does not answer: connection refused"."""
     cause = getattr(error, "orig", None) or error
-    words = " ".join(str(cause).split())
+    words = " ".join(str(cause).partition("\nHINT:")[0].split())
+    if about_tls := describe_tls_error(cause):
+        return about_tls
     if getattr(cause, "sqlstate", None) in _NOT_LET_IN:
         return f"refuses: {words}"
     if isinstance(cause, OSError) and cause.errno:

@@ -11,12 +11,14 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from inspect import signature
 from typing import Any, Final
 
 import asyncpg
 from sqlalchemy.engine import URL, Dialect
 
 from carehook.ledger.connections.sessions import end
+from carehook.ledger.connections.tls import TLS_OPTIONS, build_tls
 from carehook.ledger.port import LedgerUnavailable
 
 CONNECT_TIMEOUT: Final = 10.0
@@ -62,6 +64,20 @@ _OF_SQLALCHEMY: Final = frozenset(
 )
 
 
+_KNOWN_OPTIONS: Final = frozenset({*TLS_OPTIONS, *_OF_SQLALCHEMY, *signature(asyncpg.connect).parameters})
+
+
+def check_options(url: URL) -> None:
+    """Raises ValueError, with a sentence for people, where a URL has an option that is not understood.
+
+    One that is passed over might be one that somebody relies on.
+    """
+    unknown = sorted(set(url.query) - _KNOWN_OPTIONS)
+    if unknown:
+        raise ValueError(f"the database URL has options that are not known here: {', '.join(unknown)}")
+    build_tls(url)
+
+
 class StatementError(Exception):
     """A statement was refused, by our fault. The message names the error and the constraint, and no value."""
 
@@ -84,8 +100,9 @@ class Connections:
         durable: int = 4,
         relaxed: int = 2,
     ) -> None:
-        _, options = dialect.create_connect_args(url)
+        _, options = dialect.create_connect_args(url.difference_update_query(TLS_OPTIONS))
         self._options = {name: value for name, value in options.items() if name not in _OF_SQLALCHEMY}
+        self._options["ssl"] = build_tls(url)
         self._explain = explain
         self._durable = _Pool(durable, self.open)
         self._relaxed = _Pool(relaxed, partial(self.open, synchronous_commit="off"))

@@ -22,6 +22,8 @@ import nats.errors
 from nats.aio.client import Client
 from pydantic import SecretStr
 
+from carehook.ledger.connections.tls import describe_tls_error
+
 DEFAULT_PORT: Final = 4222
 
 _CONNECT_SECONDS: Final = 3
@@ -178,13 +180,11 @@ def _require_tls(server: Server, client: Client) -> None:
 
 def describe_error(error: BaseException) -> str:
     """What went wrong, as the end of a sentence that a server's address begins; nothing secret is in it."""
+    if about_tls := describe_tls_error(error):
+        return about_tls
     match error:
         case _NotEncrypted():
             return "does not offer TLS"
-        case ssl.SSLCertVerificationError():
-            return f"has a certificate that is not trusted: {error.verify_message}"
-        case ssl.SSLError():
-            return f"does not speak TLS as expected: {error.reason or error}"
         case TimeoutError():
             return "does not answer in time"
         case nats.errors.Error():
