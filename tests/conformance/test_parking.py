@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -308,6 +309,49 @@ async def test_limits_and_order_are_kept_together(store: Store) -> None:
     assert await store.claim() == []
     assert await store.finish(first[0])
     assert len(await store.claim()) == 1
+
+
+ENDS: dict[str, Callable[[Store, ClaimedDelivery], Awaitable[object]]] = {
+    "result": lambda store, claimed: store.queue.finish([build_finished(claimed)], NOW),
+    "return": lambda store, claimed: store.queue.give_back([claimed]),
+    "recovery": lambda store, _: store.queue.recover_lost(NOW + LEASE),
+    "cancellation": lambda store, claimed: intervene(store, lambda tx: tx.cancel(claimed.id, NOW)),
+    "end of the order": lambda store, _: store.change("ep_1", ordering=Ordering.NONE),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+async def test_what_ends_a_hold_waits_for_whoever_may_be_parking_behind_it(postgresql_store: Store, name: str) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1", ordering=Ordering.PATIENT)
+    claimed, rest = await park(store)
+    rest += await store.accept("ep_1", patient="ann")
+    async with store.ledger.transaction() as tx:
+        # Its lane is locked, as by a claim.
+        await tx.endpoints.close_circuit("ep_1")
+        ending = asyncio.ensure_future(ENDS[name](store, claimed))
+        await store.until_blocked()
+        # And whoever claims does not wait, and parks nothing.
+        assert await store.claim() == []
+        assert await find_parked(store, rest[-1]) == []
+        # Nor has whoever waits locked any of the deliveries, which come after the lanes.
+        assert await tx.deliveries.cancel(rest[0], NOW)
+    await ending
+
+
+async def test_who_takes_it_that_there_is_no_order_leases_nothing_that_is_in_one(ordered: Store) -> None:
+    """As a claim that began before an order did, and meets what that has numbered meanwhile."""
+    await ordered.accept("ep_1", "ep_1", patient="ann")
+    [nobody] = await ordered.accept("ep_1")
+    believing = [
+        sa.text(f"UPDATE endpoints SET ordering = '{believed}' WHERE id = 'ep_1'") for believed in ("none", "patient")
+    ]
+    async with ordered.database.write() as connection:
+        await connection.execute(believing[0])
+    assert [each.id for each in await ordered.claim()] == [nobody]
+    async with ordered.database.write() as connection:
+        await connection.execute(believing[1])
+    assert len(await ordered.claim()) == 1
 
 
 async def test_results_that_are_given_again_are_told_as_recorded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
