@@ -12,13 +12,18 @@ import sys
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 from carehook.application import Application
 from carehook.bootstrap import open_carehook
 from carehook.cli import main, serving
 from carehook.config import Settings
 from carehook.dispatch.worker import Limits
+from carehook.ledger.sql import settling
 from tests.faults.clocks import FileClock
+
+_PART: Final = 20
+"""Deliveries that follow the status of their endpoint at once."""
 
 
 def run(lease_seconds: float, clock_file: Path, arguments: list[str]) -> None:
@@ -32,6 +37,8 @@ def run(lease_seconds: float, clock_file: Path, arguments: list[str]) -> None:
         return open_carehook(settings, create=create, clock=clock, limits=limits)
 
     setattr(serving, open_carehook.__name__, open_here)
+    # So that what follows a change of an endpoint's status can be interrupted with no more than a test has waiting.
+    vars(settling)["PART"] = _PART
     sys.argv[1:] = arguments
     main()
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from tests.faults.gates import GATES, strike_at
 from tests.faults.processes import Process
 from tests.faults.site import NODES, Site, Size
 from tests.servers.postgres import PostgresServer
@@ -14,6 +15,9 @@ Fault = Callable[[Site], None]
 
 RECOVERY: Final = 6.0
 """Seconds within which a living worker sees a lease that ran out."""
+
+_PATIENCE: Final = 300.0
+"""Seconds after which a wait fails. It is never reached unless something is broken."""
 
 
 def kill_the_api(site: Site) -> None:
@@ -30,6 +34,38 @@ def kill_all_at_once(site: Site) -> None:
     """`kill -9` of every process of Carehook, as when a machine loses power."""
     for process in site.processes:
         process.kill()
+    site.tend()
+
+
+def kill_all_after_a_change(site: Site) -> None:
+    """`kill -9` of everything as soon as somebody was told that an endpoint was paused, resumed, changed or deleted."""
+
+    def strike() -> None:
+        for process in site.processes:
+            process.kill()
+
+    struck = site.operators.strike_after_the_next_change(strike)
+    assert struck.wait(_PATIENCE), "nobody changed anything"
+    site.tend()
+
+
+def kill_between_two_transactions(site: Site) -> None:
+    """`kill -9` of whoever comes to a certain statement of PostgreSQL, which is or is not carried out all the same."""
+    kill_before(site, site.chance.choice(list(GATES)))
+
+
+def kill_before(site: Site, what: str) -> None:
+    """`kill -9` of the first who comes to a gate."""
+    commits = site.chance.random() < 0.5
+    print(f"before {what}, which {'is' if commits else 'is not'} carried out")
+
+    def strike(port: int) -> None:
+        found = [process for process in site.processes if process.is_connected_from(port)]
+        assert found, "nobody is connected from there"
+        for process in found:
+            process.kill()
+
+    strike_at(site.reach_database(), GATES[what], strike, commits=commits)
     site.tend()
 
 
@@ -148,6 +184,7 @@ _ANYWHERE: Final[Sequence[Fault]] = (
     kill_the_api,
     kill_a_worker,
     kill_all_at_once,
+    kill_all_after_a_change,
     freeze_a_worker,
     fill_the_disk,
     jump_ahead,
@@ -161,6 +198,7 @@ _POSTGRESQL: Final[Sequence[Fault]] = (
     restart_the_database,
     restart_the_database_at_once,
     kill_a_process_of_the_database,
+    kill_between_two_transactions,
 )
 FAULTS: Final[Mapping[Size, Sequence[Fault]]] = {
     Size.EMBEDDED: _ANYWHERE,

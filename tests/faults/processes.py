@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -60,9 +61,27 @@ class Process:
         """How many lines of its log have a field with that value."""
         return self._log_path.read_text(errors="replace").count(f'"{field}":"{value}"')
 
+    def is_connected_from(self, port: int) -> bool:
+        """Whether a TCP connection of its own has this port on its side."""
+        if not self.is_running() or self._process is None:
+            return False
+        here = Path(f"/proc/{self._process.pid}")
+        rows = [line.split() for line in (here / "net/tcp").read_text().splitlines()[1:]]
+        inodes = {row[9] for row in rows if int(row[1].partition(":")[2], 16) == port}
+        return any(f"socket:[{inode}]" in _list_files(here) for inode in inodes)
+
     def _signal(self, number: int) -> None:
         if self._process is not None:
             self._process.send_signal(number)
+
+
+def _list_files(process: Path) -> set[str]:
+    found = set()
+    for descriptor in (process / "fd").iterdir():
+        # It may have been closed meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            found.add(str(descriptor.readlink()))
+    return found
 
 
 def wait_until(look: Callable[[], Any], what: str) -> Any:

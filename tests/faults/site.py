@@ -11,8 +11,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,15 @@ from random import Random
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tests.faults.accounts import Account, Store, build_account
+from tests.faults.accounts import SCHEDULE, Account, build_account
+from tests.faults.asking import Api
+from tests.faults.books import Store
 from tests.faults.callers import Callers
 from tests.faults.clocks import FileClock
+from tests.faults.endpoints import Registered
+from tests.faults.operators import Operators
 from tests.faults.processes import ROOT, Process, wait_until
-from tests.faults.recipients import NEVER, Api, FailingReceiver, Registered
+from tests.faults.recipients import FailingReceiver, Habits
 from tests.servers.hosts import THIS_MACHINE, Host
 from tests.servers.namespaces import Disk, NamespacedHost, Network
 from tests.servers.nats import NatsServers
@@ -39,16 +43,25 @@ SHORT_LEASE: Final = 3.0
 NODES: Final = 3
 """Of NATS, as in production."""
 
-_SCHEDULE: Final = ",".join(["0.2"] * 1000)
-"""Retries at once and for ever, as far as a run goes."""
-
 _DISK: Final = 2 << 30
 RECEIVERS: Final[Sequence[Callable[[Host], FailingReceiver]]] = (
-    partial(FailingReceiver, fails_every=NEVER, seconds=0.0),
-    partial(FailingReceiver, fails_every=7, seconds=0.05),
-    partial(FailingReceiver, fails_every=50, seconds=0.5),
+    partial(FailingReceiver, habits=Habits()),
+    partial(
+        FailingReceiver,
+        habits=Habits(seconds=0.05, fails_every=7, gone_every=200, refused_share=1 / 128),
+        ordering="patient",
+    ),
+    partial(FailingReceiver, habits=Habits(seconds=0.5, fails_every=50), max_in_flight=40),
+    partial(
+        FailingReceiver,
+        habits=Habits(outage=range(5, 15)),
+        rate_limit=20.0,
+        event_types=["patient_consultation_finished"],
+    ),
 )
 """One of each endpoint."""
+_PASSING: Final = partial(FailingReceiver, habits=Habits(fails_every=20))
+"""Of the endpoints that come and go."""
 
 
 class Size(StrEnum):
@@ -90,6 +103,7 @@ class Site:
         self._receivers = receivers
         self._stack = ExitStack()
         self._ahead = 0.0
+        self._jumps = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -103,6 +117,7 @@ class Site:
             self.tend()
             host = self._add_host("receivers")
             self.receivers = [stack.enter_context(build(host)) for build in self._receivers]
+            self._passing = stack.enter_context(_PASSING(host))
             self.registered = Registered(self.api, self.receivers)
             self._stack = stack.pop_all()
         return self
@@ -122,17 +137,24 @@ class Site:
         """The processes of Carehook that deliver."""
         return self.workers or [self.front]
 
-    def build_load(self, *, publishers: int = 3, professionals: int = 1, pause: float = 0.03) -> Callers:
-        """Callers, each of which takes a breath of `pause` seconds after each call."""
+    @contextmanager
+    def build_load(
+        self, *, publishers: int = 3, professionals: int = 1, pause: float = 0.03, operators: float | None = 0.3
+    ) -> Iterator[Callers]:
+        """Callers, and people who intervene, while the block lasts.
+
+        Each takes a breath after each call: callers of `pause` seconds, those who intervene of `operators` seconds on
+        average; with None nobody intervenes.
+        """
         self.callers = Callers(
-            self.api.url,
-            self.api.token,
-            self.registered.organization_id,
-            publishers=publishers,
-            professionals=professionals,
-            pause=pause,
+            self.api, self.registered.organization_id, publishers=publishers, professionals=professionals, pause=pause
         )
-        return self.callers
+        chance = Random(self.chance.random())
+        self.operators = Operators(self.api, self.registered, self._passing, chance, operators or 0.0)
+        with self.callers, ExitStack() as stack:
+            if operators is not None:
+                stack.enter_context(self.operators)
+            yield self.callers
 
     def tend(self) -> None:
         """Begin whatever does not run, as a supervisor would; returns once the API says that it is ready."""
@@ -149,10 +171,11 @@ class Site:
         wait_until(is_ready, "readiness")
 
     def wait_for_progress(self) -> None:
-        """Return once every receiver has got something new."""
-        before = [len(receiver.arrived) for receiver in self.receivers]
+        """Return once every receiver has got something new, but those whose circuit may be open."""
+        steady = [receiver for receiver in self.receivers if not receiver.habits.outage]
+        before = [len(receiver.arrivals) for receiver in steady]
         wait_until(
-            lambda: all(len(each.arrived) > count for each, count in zip(self.receivers, before, strict=True)),
+            lambda: all(len(each.arrivals) > count for each, count in zip(steady, before, strict=True)),
             "progress",
         )
 
@@ -164,6 +187,7 @@ class Site:
     def jump(self, seconds: float) -> None:
         """Let the clock jump, ahead or back."""
         self._ahead += seconds
+        self._jumps += 1
         self.clock.set_ahead(self._ahead)
 
     def suffer(self, *faults: Callable[[Self], None]) -> None:
@@ -179,12 +203,24 @@ class Site:
         """Let things take their course for a random while, of so many seconds at most."""
         time.sleep(self.chance.uniform(0.05, longest))
 
+    def reach_database(self) -> str:
+        """The URL by which the test itself reaches PostgreSQL."""
+        assert self.database is not None
+        port = self.database.port
+        url = self.database.plain_url(self._database_name)
+        return url.replace(f"{self._store_host.address}:{port}", f"127.0.0.1:{self._store_host.reach(port)}")
+
     def settle(self, callers: Callers) -> Account:
         """What came of it, once all is delivered and every process has drained."""
         self.tend()
+        # Else a circuit that is open for what is refused for ever would keep the rest waiting for minutes.
+        for receiver in [*self.receivers, self._passing]:
+            receiver.relent()
+        self.registered.resume_all()
         wait_until(self.registered.is_delivered, "end of the backlog")
         codes = [process.drain() for process in self.processes]
-        account = build_account(Store(self._find_store()), callers, self.registered.list_recipients())
+        store = Store(self._find_store())
+        account = build_account(store, callers, self.registered, self.operators.interventions, self._jumps)
         print(f"{account}; {callers.repeated} requests not answered, {callers.unavailable} answered 503")
         assert codes == [0] * len(codes), codes
         return account
@@ -199,13 +235,14 @@ class Site:
     def _build_environment(self) -> dict[str, str]:
         self._port = self.host.choose_port()
         return {
-            "PYTHONPATH": str(ROOT),
+            # Of this checkout, wherever the tests run with another's packages.
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
             "CAREHOOK_HOME": str(self._home),
             "CAREHOOK_HOST": self.host.address,
             "CAREHOOK_PORT": str(self._port),
             "CAREHOOK_ALLOW_HTTP": "true",
             "CAREHOOK_ALLOWED_NETWORKS": "127.0.0.0/8,10.77.0.0/16",
-            "CAREHOOK_RETRY_SCHEDULE": _SCHEDULE,
+            "CAREHOOK_RETRY_SCHEDULE": ",".join(map(str, SCHEDULE)),
         }
 
     def _open_store(self, stack: ExitStack) -> Mapping[str, str]:
@@ -250,6 +287,4 @@ class Site:
             # A copy, for SQLite takes a path apart, and so leaves the host.
             shutil.copytree(self.host.find_path(self._home), self._folder / "books")
             return f"sqlite:///{self._folder / 'books' / 'carehook.db'}"
-        port = self.database.port
-        url = self.database.plain_url(self._database_name)
-        return url.replace(f"{self._store_host.address}:{port}", f"127.0.0.1:{self._store_host.reach(port)}")
+        return self.reach_database()

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from tests.faults.faults import RECOVERY, jump_ahead, jump_back
-from tests.faults.recipients import NEVER, FailingReceiver
+from tests.faults.recipients import FailingReceiver, Habits
 from tests.faults.site import LEASE, Site, Size
 
 
@@ -18,8 +18,8 @@ from tests.faults.site import LEASE, Site, Size
 def test_a_clock_that_jumps_loses_nothing(tmp_path: Path, size: Size, chance: Random) -> None:
     # Something is always in flight for longer than it takes to see that a lease has run out.
     receivers = [
-        partial(FailingReceiver, fails_every=7, seconds=0.05),
-        partial(FailingReceiver, fails_every=NEVER, seconds=RECOVERY),
+        partial(FailingReceiver, habits=Habits(fails_every=7, seconds=0.05)),
+        partial(FailingReceiver, habits=Habits(seconds=RECOVERY)),
     ]
     with Site(tmp_path, size, chance, lease=LEASE, receivers=receivers) as site:
         with site.build_load(publishers=1, professionals=0, pause=0.2) as callers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -12,7 +13,7 @@ import pytest
 
 from tests.faults.faults import freeze_a_worker
 from tests.faults.processes import wait_until
-from tests.faults.recipients import NEVER, FailingReceiver
+from tests.faults.recipients import FailingReceiver, Habits
 from tests.faults.site import RECEIVERS, Site, Size
 from tests.servers.hosts import Host
 
@@ -24,7 +25,7 @@ class LateReceiver(FailingReceiver):
     """Takes everything, but answers the first request of each of the first few events only when it is told to."""
 
     def __init__(self, host: Host) -> None:
-        super().__init__(host, fails_every=NEVER, seconds=0.0)
+        super().__init__(host, Habits())
         self.held: set[str] = set()
         self._released = asyncio.Event()
 
@@ -36,7 +37,7 @@ class LateReceiver(FailingReceiver):
 
     def have_come_again(self) -> bool:
         """Whether all that is held has come a second time."""
-        arrived = Counter(event_id for event_id, _ in list(self.arrived))
+        arrived = Counter(each.event_id for each in list(self.arrivals))
         return len(self.held) == _HELD and all(arrived[event_id] > 1 for event_id in self.held)
 
     def release(self) -> None:
@@ -47,7 +48,9 @@ class LateReceiver(FailingReceiver):
 @pytest.mark.timeout(300)
 def test_results_of_a_worker_that_stood_still_past_its_leases_do_not_count(tmp_path: Path, chance: Random) -> None:
     """SIGSTOP, while another worker works; then SIGCONT."""
-    with Site(tmp_path, Size.POSTGRESQL, chance) as site:
+    # Whichever stands still has something in flight.
+    receivers = [*RECEIVERS, partial(FailingReceiver, habits=Habits(seconds=1.0))]
+    with Site(tmp_path, Size.POSTGRESQL, chance, receivers=receivers) as site:
         with site.build_load() as callers:
             site.suffer(freeze_a_worker)
         account = site.settle(callers)
@@ -66,7 +69,7 @@ def test_an_answer_that_comes_after_the_lease_has_ended_does_not_count(
     with Site(tmp_path, size, chance, receivers=[LateReceiver, *RECEIVERS]) as site:
         late = site.receivers[0]
         assert isinstance(late, LateReceiver)
-        with site.build_load(publishers=1) as callers:
+        with site.build_load(publishers=1, operators=None) as callers:
             wait_until(late.have_come_again, "second request of what is held")
             late.release()
             wait_until(lambda: sum(each.count_in_log(*_LATE) for each in site.delivering), "late result")
