@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -49,7 +50,8 @@ class LateReceiver(FailingReceiver):
 def test_results_of_a_worker_that_stood_still_past_its_leases_do_not_count(tmp_path: Path, chance: Random) -> None:
     """SIGSTOP, while another worker works; then SIGCONT."""
     # Whichever stands still has something in flight.
-    receivers = [*RECEIVERS, partial(FailingReceiver, habits=Habits(seconds=1.0))]
+    slow = partial(FailingReceiver, habits=Habits(seconds=1.0))
+    receivers: list[Callable[[Host], FailingReceiver]] = [*RECEIVERS, slow]
     with Site(tmp_path, Size.POSTGRESQL, chance, receivers=receivers) as site:
         with site.build_load() as callers:
             site.suffer(freeze_a_worker)
