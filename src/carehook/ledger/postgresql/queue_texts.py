@@ -46,12 +46,17 @@ WITH candidates AS (
     WHERE id = ANY (ARRAY(SELECT id FROM due))
     RETURNING id, lease_token, attempt_count, failure_count, due_at, event_id, event_type, endpoint_id
 )
--- Each body comes once, with the first of its event's deliveries.
-SELECT leased.*, event.created_at AS accepted_at,
-       CASE WHEN row_number() OVER (PARTITION BY event_id) = 1 THEN body END AS body,
+-- Each body comes once, with the first of its event's deliveries; numbered before they have bodies, which then are not
+-- sorted with them.
+SELECT id, lease_token, attempt_count, failure_count, due_at, event_id, event_type, endpoint_id, accepted_at, body,
        NULL AS revision, NULL AS is_limited
-FROM leased
-CROSS JOIN LATERAL (SELECT created_at, body FROM events WHERE id = event_id LIMIT 1) AS event
+FROM (SELECT *, row_number() OVER (PARTITION BY event_id) AS number FROM leased) AS leased
+CROSS JOIN LATERAL (
+    SELECT created_at AS accepted_at, CASE WHEN number = 1 THEN body END AS body
+    FROM events
+    WHERE id = event_id
+    LIMIT 1
+) AS event
 UNION ALL
 -- The endpoints themselves: which revision of them is meant, and which are to be leased by their limits.
 SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, id, NULL, NULL, revision, is_limited
