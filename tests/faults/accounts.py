@@ -198,11 +198,10 @@ class _Accountant:
     def _examine_order(self, arrivals: Sequence[Arrival], deliveries: Mapping[str, Delivery]) -> Iterator[str]:
         cut_off = _find_cut_off(deliveries)
         attempts = Counter(each.event_id for each in arrivals)
-        given_up = {
-            event_id: len(SCHEDULE) + 1 if each.state == "exhausted" else attempts[event_id]
-            for event_id, each in deliveries.items()
-            if each.state in ("exhausted", "cancelled")
-        }
+        given_up = {name: attempts[name] for name, each in deliveries.items() if each.state == "cancelled"}
+        # Whatever became of it since: somebody may have wanted it retried.
+        exhausted = [name for name, each in deliveries.items() if each.failures > len(SCHEDULE)]
+        given_up |= dict.fromkeys(exhausted, len(SCHEDULE) + 1)
         in_order: dict[str, list[Arrival]] = {}
         for sequence in self._list_sequences():
             in_order.update({event_id: [] for event_id in sequence})
@@ -212,7 +211,8 @@ class _Accountant:
             of_patient = sorted((each for name in sequence for each in in_order[name]), key=lambda each: each.began)
             self._counts["in order"] += len(of_patient) - len(in_order[sequence[0]])
             given = {name: given_up[name] for name in sequence if name in given_up}
-            yield from find_disorder(sequence, of_patient, given, cut_off)
+            for event_id, earlier in find_disorder(sequence, of_patient, given, cut_off):
+                yield f"{event_id} was sent before one of the same patient was done: {deliveries.get(earlier, earlier)}"
 
     def _list_sequences(self) -> Iterator[Sequence[str]]:
         """The events of each patient in the order in which they were accepted."""

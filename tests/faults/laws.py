@@ -16,8 +16,10 @@ from tests.faults.recipients import Arrival
 
 def find_disorder(
     sequence: Sequence[str], arrivals: Sequence[Arrival], given_up: Mapping[str, int], cut_off: Collection[str]
-) -> Iterator[str]:
+) -> Iterator[tuple[str, str]]:
     """Requests of a patient that began before each of the events accepted earlier was taken or given up.
+
+    Each as its event and the one that was not done.
 
     `sequence` holds the patient's events in their order. `given_up` says of some after how many requests in vain they
     may have been, but nobody knows of those in `cut_off`, an attempt of which was.
@@ -31,14 +33,14 @@ def find_disorder(
     for event_id, requests in given_up.items():
         if event_id in cut_off or requests == 0:
             done[event_id] = -math.inf
-    earliest: dict[str, float] = {}
-    before = -math.inf
+    earliest: dict[str, tuple[float, str]] = {}
+    last_done = (-math.inf, "")
     for event_id in sequence:
-        earliest[event_id] = before
-        before = max(before, done.get(event_id, math.inf))
+        earliest[event_id] = last_done
+        last_done = max(last_done, (done.get(event_id, math.inf), event_id))
     for each in arrivals:
-        if each.event_id in earliest and each.began < earliest[each.event_id]:
-            yield f"{each.event_id} was sent before what comes before it was done"
+        if each.event_id in earliest and each.began < earliest[each.event_id][0]:
+            yield each.event_id, earliest[each.event_id][1]
 
 
 def find_crowds(arrivals: Sequence[Arrival], most: int, cut_off: Collection[str]) -> Iterator[str]:

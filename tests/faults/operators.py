@@ -113,6 +113,12 @@ class Operators:
             )
             self._note(silence)
 
+    def change_rules(self) -> None:
+        """Give the first endpoint an order and a limit, or take them away: what waits must go on by the new rules."""
+        rules = {"ordering": self._chance.choice(["none", "patient"]), "max_in_flight": self._chance.choice([None, 20])}
+        self._ask("PATCH", f"/v1/endpoints/{self._registered.lasting[0].id}", rules)
+        self._answered("change_rules")
+
     def replace(self) -> None:
         """Delete the endpoint that comes and goes, and create another."""
         endpoint = self._registered.passing[-1]
@@ -264,6 +270,7 @@ class Operators:
 _ACTIONS: Final[tuple[Callable[[Operators], None], ...]] = (
     Operators.pause,
     Operators.change_url,
+    Operators.change_rules,
     Operators.replace,
     Operators.recover,
     Operators.resend,
