@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -141,11 +141,11 @@ class WatchedQueue:
         self.given_back += [each.id for each in returned]
         await self._queue.give_back(returned)
 
-    async def find_changed(self, revisions: Mapping[str, int]) -> Collection[str]:
+    async def find_changed(self, claimed: Collection[ClaimedDelivery]) -> Sequence[ClaimedDelivery]:
         self.checks += 1
         if self.cannot_check:
             raise LedgerUnavailable("the database does not answer")
-        return await self._queue.find_changed(revisions)
+        return await self._queue.find_changed(claimed)
 
     async def recover_lost(self, now: datetime) -> int:
         await self.may_end_leases.wait()

@@ -209,7 +209,7 @@ async def test_while_the_store_does_not_say_how_an_endpoint_is_nothing_begins_th
             await slow.wait_for_requests(1 + IN_FLIGHT + AHEAD)
             scene.queue.may_claim.set()
             await scene.platform.wait_for(DeliveryState.SUCCEEDED, 1 + PUBLISHED)
-    told = [each for each in logs if each["event"] == "endpoints_not_confirmed"]
+    told = [each for each in logs if each["event"] == "deliveries_not_confirmed"]
     assert told
     assert {(each["log_level"], each["reason"]) for each in told} == {("error", "the database does not answer")}
     assert len(slow.requests) == 1 + PUBLISHED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -322,47 +323,91 @@ def test_what_was_given_back_is_asked_for_again_when_there_is_room() -> None:
     assert lanes.end("a", Ending.SUCCEEDED, SLOW)
 
 
-# Endpoints that change.
+# What changes in the store.
 
 
 def test_what_was_claimed_ahead_of_an_endpoint_that_changed_is_given_back_and_does_not_begin() -> None:
     lanes = Lanes(1024, 64)
-    lanes.add([*claim_many("a", START + 4, revision=1), *claim_many("b", START + 4)], ASKED_AT)
+    changed, others = claim_many("a", START + 4, revision=1), claim_many("b", START + 4)
+    lanes.add([*changed, *others], ASKED_AT)
     begin_all(lanes)
-    asked = lanes.find_revisions()
-    assert asked == {"a": 1, "b": 0}
-    lanes.confirm(asked, ["a"], ASKED_AT)
+    asked = lanes.find_waiting()
+    assert asked == [*changed[START:], *others[START:]]
+    lanes.confirm(asked, changed[START:], ASKED_AT)
     lanes.end("a", Ending.SUCCEEDED, SLOW)
     assert begin_all(lanes) == []
-    assert [each.id for each in lanes.withdraw(LATEST)] == ["a-8", "a-9", "a-10", "a-11"]
+    assert lanes.withdraw(LATEST) == changed[START:]
     lanes.end("b", Ending.SUCCEEDED, SLOW)
     assert begin_all(lanes) == ["b", "b"]
-    assert lanes.find_revisions() == {"b": 0}
+    assert lanes.find_waiting() == others[START + 2 :]
+
+
+def test_a_delivery_that_is_not_to_be_sent_any_more_is_given_back_alone_and_the_others_keep_their_order() -> None:
+    lanes = Lanes(1024, 64)
+    first, cancelled, last = claim_many("a", 3)
+    lanes.add([first, cancelled, last], ASKED_AT)
+    lanes.confirm(lanes.find_waiting(), [cancelled], ASKED_AT + 1)
+    assert [lanes.begin(LATEST, ASKED_AT + 1) for _ in range(3)] == [first, last, None], "their endpoint is as it was"
+    assert lanes.withdraw(LATEST) == [cancelled]
+    assert (lanes.in_flight, lanes.waiting) == (2, 0)
+
+
+def test_one_that_is_not_to_be_sent_any_more_goes_on_where_it_has_begun() -> None:
+    lanes = Lanes(1024, 64)
+    lanes.add(claim_many("a", 2), ASKED_AT)
+    asked = lanes.find_waiting()
+    begun = lanes.begin(LATEST, ASKED_AT)
+    assert begun == asked[0]
+    lanes.confirm(asked, [begun], ASKED_AT + 1)
+    assert lanes.withdraw(LATEST) == []
+    assert (lanes.in_flight, lanes.waiting) == (1, 1)
+
+
+def test_a_claim_anew_of_what_was_not_to_be_sent_under_its_old_lease_begins() -> None:
+    lanes = Lanes(1024, 64)
+    old = claim("a", 1)
+    lanes.add([old], ASKED_AT)
+    asked, new = lanes.find_waiting(), replace(old, lease_token=2)
+    lanes.add([new], ASKED_AT)
+    lanes.confirm(asked, [old], ASKED_AT)
+    assert [lanes.begin(LATEST, ASKED_AT) for _ in range(2)] == [new, None]
+    assert lanes.withdraw(LATEST) == [old]
 
 
 def test_what_is_claimed_of_a_changed_endpoint_takes_the_place_of_what_was_claimed_before() -> None:
     lanes = Lanes(1024, 64)
     prove(lanes, "a")
-    lanes.add(claim_many("a", 3, revision=1), ASKED_AT)
-    lanes.add(claim_many("a", 2, revision=2), ASKED_AT)
-    assert lanes.find_revisions() == {"a": 2}
-    begun = [lanes.begin(LATEST, ASKED_AT) for _ in range(3)]
-    assert [each and each.endpoint.revision for each in begun] == [2, 2, None]
-    assert [each.endpoint.revision for each in lanes.withdraw(LATEST)] == [1, 1, 1]
+    before, anew = claim_many("a", 3, revision=1), claim_many("a", 2, revision=2)
+    lanes.add(before, ASKED_AT)
+    lanes.add(anew, ASKED_AT)
+    assert lanes.find_waiting() == anew
+    assert [lanes.begin(LATEST, ASKED_AT) for _ in range(3)] == [*anew, None]
+    assert lanes.withdraw(LATEST) == before
     assert (lanes.in_flight, lanes.waiting) == (2, 0)
 
 
-def test_what_was_claimed_while_the_store_was_asked_is_not_what_it_was_asked_for() -> None:
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_what_was_claimed_while_the_store_was_asked_is_not_what_it_was_asked_for(is_changed: bool) -> None:
     lanes = Lanes(1024, 64)
     lanes.add([claim("a", 1, revision=1)], ASKED_AT)
-    asked = lanes.find_revisions()
+    asked = lanes.find_waiting()
     lanes.add([claim("a", 2, revision=2)], ASKED_AT)
-    lanes.confirm(asked, ["a"], ASKED_AT + 1)
-    lanes.confirm(asked, [], ASKED_AT + 9)
+    lanes.confirm(asked, asked if is_changed else [], ASKED_AT + 1)
     assert lanes.begin(LATEST, ASKED_AT + 1) is None, "of this one the store has said nothing"
-    assert lanes.begin(LATEST, ASKED_AT) is None, "and it goes on once it has"
-    lanes.confirm(lanes.find_revisions(), [], ASKED_AT + 1)
+    lanes.confirm(lanes.find_waiting(), [], ASKED_AT + 1)
     assert lanes.begin(LATEST, ASKED_AT + 1) == claim("a", 2, revision=2)
+
+
+def test_that_all_that_it_was_asked_for_changed_says_nothing_of_what_was_claimed_meanwhile() -> None:
+    """The endpoint may have changed after this claim, or one delivery have been cancelled."""
+    lanes = Lanes(1024, 64)
+    lanes.add([claim("a", 1)], ASKED_AT)
+    asked = lanes.find_waiting()
+    lanes.add([claim("a", 2)], ASKED_AT)
+    lanes.confirm(asked, asked, ASKED_AT + 1)
+    assert lanes.begin(LATEST, ASKED_AT + 1) is None
+    lanes.confirm(lanes.find_waiting(), [], ASKED_AT + 1)
+    assert lanes.begin(LATEST, ASKED_AT + 1) == claim("a", 2)
 
 
 def test_nothing_begins_by_what_was_known_too_long_ago_and_nobody_else_waits_for_it() -> None:
@@ -372,7 +417,7 @@ def test_nothing_begins_by_what_was_known_too_long_ago_and_nobody_else_waits_for
     assert [lanes.begin(LATEST, ASKED_AT + 1) for _ in range(4)] == [*claim_many("new", 3), None]
     assert (lanes.in_flight, lanes.waiting) == (3, 3)
     assert lanes.withdraw(LATEST) == [], "it waits until the store is back"
-    lanes.confirm(lanes.find_revisions(), [], ASKED_AT + 1)
+    lanes.confirm(lanes.find_waiting(), [], ASKED_AT + 1)
     assert [lanes.begin(LATEST, ASKED_AT + 1) for _ in range(4)] == [*claim_many("old", 3), None]
 
 
@@ -390,7 +435,7 @@ def test_what_is_in_doubt_is_given_back_before_its_lease_ends_and_when_all_is_ov
     assert lanes.begin(LATEST, ASKED_AT + 1) is None
     assert lanes.withdraw(LATEST) == [claim("a", 1, lease=20)]
     lanes.close()
-    lanes.confirm(lanes.find_revisions(), [], ASKED_AT + 1)
+    lanes.confirm(lanes.find_waiting(), [], ASKED_AT + 1)
     assert lanes.begin(LATEST, ASKED_AT + 1) is None
     assert lanes.clear() == [claim("a", 2)]
     assert lanes.held == 0
@@ -399,10 +444,11 @@ def test_what_is_in_doubt_is_given_back_before_its_lease_ends_and_when_all_is_ov
 def test_an_answer_that_comes_when_nothing_waits_any_more_changes_nothing() -> None:
     lanes = Lanes(1024, 64)
     lanes.add(claim_many("a", 3), ASKED_AT)
-    asked = {**lanes.find_revisions(), "forgotten": 1}
+    asked = [*lanes.find_waiting(), claim("forgotten")]
     assert len(begin_all(lanes)) == 3
-    lanes.confirm(asked, ["a", "forgotten"], ASKED_AT + 1)
-    assert (lanes.in_flight, lanes.waiting, lanes.withdraw(LATEST)) == (3, 0, [])
+    for changed in (asked, []):
+        lanes.confirm(asked, changed, ASKED_AT + 1)
+        assert (lanes.in_flight, lanes.waiting, lanes.withdraw(LATEST)) == (3, 0, [])
 
 
 # The end.
@@ -436,7 +482,7 @@ def test_windows_of_idle_endpoints_are_forgotten_only_beyond_a_number(monkeypatc
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_nothing_is_lost_begun_twice_or_begun_by_old_values_and_no_limit_is_passed(seed: int) -> None:
+def test_nothing_is_lost_begun_twice_begun_by_old_values_or_when_cancelled_and_no_limit_is_passed(seed: int) -> None:
     chance = random.Random(seed)
     concurrency, limit = chance.choice([(1, 1), (5, 2), (16, 4), (64, 16)])
     lanes = Lanes(concurrency, limit)
@@ -445,6 +491,8 @@ def test_nothing_is_lost_begun_twice_or_begun_by_old_values_and_no_limit_is_pass
     replaced_at: dict[tuple[str, int], int] = {}
     in_flight: list[ClaimedDelivery] = []
     done: list[str] = []
+    cancelled: set[str] = set()
+    is_known: set[str] = set()  # of those, the worker
     now = 0
     while backlog or lanes.held:
         now += 1
@@ -454,20 +502,28 @@ def test_nothing_is_lost_begun_twice_or_begun_by_old_values_and_no_limit_is_pass
             lanes.add([claim(endpoint_id, due.popleft(), revision=revisions[endpoint_id]) for _ in room], now)
             if not due:
                 del backlog[endpoint_id]
-        asked = lanes.find_revisions()
-        changed = {each for each in asked if asked[each] != revisions[each]}
+        asked = lanes.find_waiting()
+        cancelled.update(each.id for each in asked if chance.random() < 0.02)
+        changed = [
+            each for each in asked if each.endpoint.revision != revisions[each.endpoint.id] or each.id in cancelled
+        ]
         for endpoint_id in chance.sample(sorted(revisions), 2):
             replaced_at[endpoint_id, revisions[endpoint_id]] = now
             revisions[endpoint_id] += 1
         if chance.random() < 0.5:
             lanes.confirm(asked, changed, now)
+            is_known |= cancelled
         while (delivery := lanes.begin(LATEST, now - TRUSTED)) is not None:
             assert replaced_at.get((delivery.endpoint.id, delivery.endpoint.revision), now) >= now - TRUSTED
+            assert delivery.id not in is_known
             in_flight.append(delivery)
         assert lanes.in_flight == len(in_flight) <= concurrency
         assert max(Counter(each.endpoint.id for each in in_flight).values(), default=0) <= limit
         for each in lanes.withdraw(LATEST):
-            backlog.setdefault(each.endpoint.id, deque()).append(int(each.id.rpartition("-")[2]))
+            if each.id in cancelled:
+                done.append(each.id)
+            else:
+                backlog.setdefault(each.endpoint.id, deque()).append(int(each.id.rpartition("-")[2]))
         chance.shuffle(in_flight)
         for _ in range(chance.randint(0 if backlog else min(1, len(in_flight)), len(in_flight))):
             delivery = in_flight.pop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -107,7 +107,7 @@ class Store:
     async def give_back(self, claimed: Iterable[ClaimedDelivery]) -> None:
         return
 
-    async def find_changed(self, revisions: Mapping[str, int]) -> Collection[str]:
+    async def find_changed(self, claimed: Collection[ClaimedDelivery]) -> Sequence[ClaimedDelivery]:
         return ()
 
     async def recover_lost(self, now: datetime) -> int:

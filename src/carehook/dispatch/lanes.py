@@ -11,15 +11,17 @@ Laws:
   requests wait for nothing; the more is held in all, the less of it. What waits for another reason is soon given back
   (`withdraw`), so that no lease ends unused.
 - Nothing begins but by an endpoint's values as the store had them lately, when it was claimed or confirmed
-  (`confirm`). What waits by other values is given back; what nobody could confirm waits on.
+  (`confirm`). What waits by other values, or is not to be sent any more, is given back; what nobody could confirm waits
+  on.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from itertools import count
+from operator import attrgetter
 from typing import Final
 
 from carehook.dispatch.levels import Levels
@@ -28,6 +30,9 @@ from carehook.ledger.records import ClaimedDelivery
 
 LANES_KEPT: Final = 10_000
 """Endpoints whose windows are remembered while nothing is in flight to them."""
+
+
+_take_lease = attrgetter("id", "lease_token")
 
 
 class _Lane:
@@ -98,21 +103,24 @@ class Lanes:
             self.waiting += 1
             self._trust(lane, asked_at)
 
-    def find_revisions(self) -> Mapping[str, int]:
-        """The endpoints for which something waits, each with the revision of it that this goes by."""
-        return {lane.endpoint_id: lane.waiting[0].endpoint.revision for lane in self._lanes.values() if lane.waiting}
+    def find_waiting(self) -> list[ClaimedDelivery]:
+        """What was claimed and has not begun."""
+        return [delivery for lane in self._lanes.values() for delivery in lane.waiting]
 
-    def confirm(self, revisions: Mapping[str, int], changed: Collection[str], asked_at: float) -> None:
-        """The store was asked for these revisions, at `asked_at`, and has others of those that were `changed`."""
+    def confirm(self, asked: Iterable[ClaimedDelivery], changed: Collection[ClaimedDelivery], asked_at: float) -> None:
+        """The store was asked for what waited, at `asked_at`; what `changed` of it is not to be sent as it was claimed.
+
+        An endpoint is as it was where one of its deliveries is.
+        """
+        leases = {_take_lease(each) for each in changed}
+        revisions = {each.endpoint.id: each.endpoint.revision for each in asked if _take_lease(each) not in leases}
+        for endpoint_id in {each.endpoint.id for each in changed}:
+            if lane := self._lanes.get(endpoint_id):
+                self._set_these_aside(lane, leases)
         for endpoint_id, revision in revisions.items():
             lane = self._lanes.get(endpoint_id)
             # What was claimed meanwhile may go by another.
-            if lane is None or not lane.waiting or lane.waiting[0].endpoint.revision != revision:
-                continue
-            if endpoint_id in changed:
-                self._set_all_aside(lane)
-                self._file(lane)
-            else:
+            if lane is not None and lane.waiting and lane.waiting[0].endpoint.revision == revision:
                 self._trust(lane, asked_at)
 
     def begin(self, latest: datetime, known_since: float) -> ClaimedDelivery | None:
@@ -249,6 +257,15 @@ class Lanes:
     def _set_all_aside(self, lane: _Lane) -> None:
         while lane.waiting:
             self._set_aside(lane, lane.waiting.popleft())
+
+    def _set_these_aside(self, lane: _Lane, leases: Collection[tuple[str, int]]) -> None:
+        waiting, lane.waiting = lane.waiting, deque()
+        for delivery in waiting:
+            if _take_lease(delivery) in leases:
+                self._set_aside(lane, delivery)
+            else:
+                lane.waiting.append(delivery)
+        self._file(lane)
 
     def _set_aside(self, lane: _Lane, delivery: ClaimedDelivery) -> None:
         lane.granted = min(lane.granted, 0)  # the store has more of it again

@@ -6,8 +6,9 @@ Laws:
 - A result is recorded in a batch with others, and counts only under the lease it was claimed with (`recorder`).
 - Nothing is begun that could outlast its lease: what waited for too long is given back.
 - Nothing is begun by an endpoint's values unless the store had them within the last `TRUSTED_SECONDS`: it is asked each
-  second about the endpoints of what is claimed ahead. While it does not answer, that waits. Whoever changes an endpoint
-  may reach the store though this worker does not, and what was sent meanwhile could not be recorded either.
+  second about what is claimed ahead, and what it says was cancelled, or is another's by now, is not begun either. While
+  it does not answer, all that waits. Whoever changes an endpoint or cancels a delivery may reach the store though this
+  worker does not, and what was sent meanwhile could not be recorded either.
 - Stopping claims nothing more. What was claimed and not begun is given back at once; requests in flight may end, and
   those that do not in time are recorded as interrupted.
 
@@ -98,7 +99,7 @@ class Worker:
         chores = [
             asyncio.create_task(self._repeat(LOST_LEASES_EVERY, self._recover_lost_leases)),
             asyncio.create_task(self._repeat(GIVE_BACK_EVERY, self._give_back_what_waits)),
-            asyncio.create_task(self._repeat(CONFIRM_EVERY, self._confirm_endpoints)),
+            asyncio.create_task(self._repeat(CONFIRM_EVERY, self._confirm_what_waits)),
             asyncio.create_task(self._repeat(SETTLE_EVERY, self._settle_endpoints)),
         ]
         try:
@@ -185,17 +186,17 @@ class Worker:
         except Exception as error:
             log_failure("lost_leases_not_recovered", error)
 
-    async def _confirm_endpoints(self) -> None:
-        """Ask whether the endpoints of what waits are as they were when it was claimed."""
-        revisions, asked_at = self._lanes.find_revisions(), time.monotonic()
-        if not revisions:
+    async def _confirm_what_waits(self) -> None:
+        """Ask whether what waits is still to be sent as it was claimed."""
+        waiting, asked_at = self._lanes.find_waiting(), time.monotonic()
+        if not waiting:
             return
         try:
-            changed = await self._queue.find_changed(revisions)
+            changed = await self._queue.find_changed(waiting)
         except Exception as error:
-            log_failure("endpoints_not_confirmed", error)
+            log_failure("deliveries_not_confirmed", error, deliveries=len(waiting))
             return
-        self._lanes.confirm(revisions, changed, asked_at)
+        self._lanes.confirm(waiting, changed, asked_at)
         self._begin_all()
         if changed:
             await self._give_back_what_waits()

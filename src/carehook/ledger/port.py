@@ -348,8 +348,12 @@ class Queue(Protocol):
         """End leases of deliveries that were not attempted; they are due as before."""
         ...
 
-    async def find_changed(self, revisions: Mapping[str, int]) -> Collection[str]:
-        """Those of the endpoints that have another revision by now than the one given, or do not receive any more."""
+    async def find_changed(self, claimed: Collection[ClaimedDelivery]) -> Sequence[ClaimedDelivery]:
+        """Those of the deliveries that are not to be sent any more as they were claimed.
+
+        That is where one is not pending under that lease by now, or its endpoint has another revision or does not
+        receive.
+        """
         ...
 
     async def recover_lost(self, now: datetime) -> int:

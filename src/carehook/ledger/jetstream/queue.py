@@ -12,7 +12,7 @@ Laws:
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
@@ -112,9 +112,9 @@ class QueueJetStream:
         await self._queue.give_back(claimed)
         self._announcer.announce(map(self._stream.announce, {each.endpoint.id for each in claimed}))
 
-    async def find_changed(self, revisions: Mapping[str, int]) -> Collection[str]:
-        """Those of the endpoints that are not as they were, as the database has them."""
-        return await self._queue.find_changed(revisions)
+    async def find_changed(self, claimed: Collection[ClaimedDelivery]) -> Sequence[ClaimedDelivery]:
+        """Those of the deliveries that are not as they were claimed, as the database has them."""
+        return await self._queue.find_changed(claimed)
 
     def find_missing(self) -> str | None:
         """JetStream, while there is no session with it."""

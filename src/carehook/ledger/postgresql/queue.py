@@ -20,7 +20,7 @@ from carehook.ledger.connections.postgresql import take_columns
 from carehook.ledger.connections.sessions import Session
 from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.postgresql.notifications import Notifications
-from carehook.ledger.postgresql.queue_texts import CLAIM, FINISH, GIVE_BACK, RESULT_WIDTH, REVISIONS, take_result
+from carehook.ledger.postgresql.queue_texts import CLAIM, CURRENT, FINISH, GIVE_BACK, RESULT_WIDTH, take_result
 from carehook.ledger.postgresql.recently_used import RecentlyUsed
 from carehook.ledger.records import ClaimedDelivery, Endpoint, FinishedAttempt
 from carehook.ledger.sql import claiming, finishing
@@ -181,12 +181,12 @@ class QueuePostgresql(QueueSql):
         if left := [each for each in claimed if each.id not in given_back]:
             await super()._give_back(left)
 
-    async def _read_revisions(self, endpoint_ids: Sequence[str]) -> Mapping[str, int]:
-        rows = await self._connections.fetch(REVISIONS, endpoint_ids, durable=False)
+    async def _read_current(self, delivery_ids: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        rows = await self._connections.fetch(CURRENT, delivery_ids, durable=False)
         if any(row["is_read_only"] for row in rows):
-            # A standby answers too, and may be behind the server at which endpoints are changed now.
+            # A standby answers too, and may be behind the server at which things are changed now.
             raise LedgerUnavailable("the database takes no writes: it is not the primary", rule="takes no writes")
-        return {row["id"]: row["revision"] for row in rows}
+        return {row["id"]: (row["lease_token"], row["revision"]) for row in rows}
 
 
 _take_lease = attrgetter("delivery_id", "lease_token")

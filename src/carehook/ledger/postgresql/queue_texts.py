@@ -63,10 +63,17 @@ SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, id, NULL, NULL, revision, is_li
 FROM candidates
 """
 
-REVISIONS: Final = """
-SELECT given.id, revision, current_setting('transaction_read_only')::boolean AS is_read_only
+CURRENT: Final = """
+SELECT given.id, lease_token, revision, current_setting('transaction_read_only')::boolean AS is_read_only
 FROM unnest($1::text[]) AS given (id)
-LEFT JOIN endpoints ON endpoints.id = given.id AND status = 'active'
+LEFT JOIN LATERAL (
+    SELECT lease_token, revision
+    FROM deliveries
+    CROSS JOIN LATERAL (SELECT revision FROM endpoints WHERE id = endpoint_id AND status = 'active' LIMIT 1) AS endpoint
+    -- Not `lease_until`, which says the same: its index leads to all leases there are.
+    WHERE deliveries.id = given.id AND state = 'pending' AND leased_at IS NOT NULL
+    LIMIT 1
+) AS current ON true
 """
 
 

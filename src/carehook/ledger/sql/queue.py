@@ -22,7 +22,7 @@ from carehook.ledger.records import ClaimedDelivery, FinishedAttempt
 from carehook.ledger.sql import claiming, finishing
 from carehook.ledger.sql.claiming import Claim
 from carehook.ledger.sql.finishing import Recorded
-from carehook.ledger.sql.queue_statements import REVISIONS, SURVEY
+from carehook.ledger.sql.queue_statements import CURRENT, SURVEY
 
 SURVEY_EVERY: Final = 0.5
 """Seconds after which another process's work, or what fell due, is found."""
@@ -122,10 +122,12 @@ class QueueSql:
         await self._give_back(claimed)
         self.wake({each.endpoint.id for each in claimed})
 
-    async def find_changed(self, revisions: Mapping[str, int]) -> Collection[str]:
-        """Those of the endpoints that are not as they were."""
-        current = await self._read_revisions(list(revisions))
-        return [endpoint_id for endpoint_id, revision in revisions.items() if current.get(endpoint_id) != revision]
+    async def find_changed(self, claimed: Collection[ClaimedDelivery]) -> Sequence[ClaimedDelivery]:
+        """Those of the deliveries that are not as they were claimed."""
+        if not claimed:
+            return []
+        current = await self._read_current([each.id for each in claimed])
+        return [each for each in claimed if current.get(each.id) != (each.lease_token, each.endpoint.revision)]
 
     def find_missing(self) -> str | None:
         """Nothing: it is made of the store alone."""
@@ -177,11 +179,12 @@ class QueueSql:
     async def _give_back(self, claimed: Sequence[ClaimedDelivery]) -> None:
         await self._database.run(lambda session: finishing.give_back(session, claimed), durable=False)
 
-    async def _read_revisions(self, endpoint_ids: Sequence[str]) -> Mapping[str, int]:
+    async def _read_current(self, delivery_ids: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        """Of those that are pending under a lease and may be sent: its token, and the revision of the endpoint."""
         # Not on the writer's thread: whoever waits for this sends nothing.
         async with self._database.read() as connection:
-            found = await connection.execute(REVISIONS, {"ids": endpoint_ids})
-            return {row.id: row.revision for row in found}
+            found = await connection.execute(CURRENT, {"ids": delivery_ids})
+            return {delivery_id: (token, revision) for delivery_id, token, revision in found}
 
     async def _recover_some(self, now: datetime) -> int:
         return await self._database.run(lambda session: finishing.recover_some(session, now))

@@ -24,7 +24,7 @@ from carehook.ledger.sql.tables import (
     lanes,
     organizations,
 )
-from carehook.ledger.states import EndpointStatus
+from carehook.ledger.states import DeliveryState, EndpointStatus
 
 _ids = sa.bindparam("ids", type_=Ids())
 
@@ -152,10 +152,18 @@ LEASE = {
 LEASE_THESE = Prepared(_build_lease(among(deliveries.c.id, _ids)))
 EVENTS_OF = Prepared(sa.select(events.c.id, events.c.created_at, events.c.body).where(among(events.c.id, _ids)))
 ENDPOINTS_OF = Prepared(sa.select(endpoints).where(among(endpoints.c.id, _ids)))
-REVISIONS = sa.select(endpoints.c.id, endpoints.c.revision).where(
-    among(endpoints.c.id, _ids), endpoints.c.status == EndpointStatus.ACTIVE
+CURRENT = (
+    sa.select(deliveries.c.id, deliveries.c.lease_token, endpoints.c.revision)
+    .join_from(deliveries, endpoints, endpoints.c.id == deliveries.c.endpoint_id)
+    .where(
+        among(deliveries.c.id, _ids),
+        deliveries.c.state == DeliveryState.PENDING,
+        # Not `lease_until`, which says the same: its index leads to all leases there are.
+        deliveries.c.leased_at.is_not(None),
+        endpoints.c.status == EndpointStatus.ACTIVE,
+    )
 )
-"""The revision of each that receives."""
+"""Of those that are pending under a lease and may be sent: its token, and the revision of the endpoint."""
 
 
 FINISH = Bulk(
