@@ -74,13 +74,15 @@ def configure_logs(level: str, stream: BinaryIO, *, for_people: bool = False, co
 def log_all(name: str, event: str, lines: Iterable[dict[str, Any]]) -> None:
     """Log an event once for each of `lines`, the fields of one each, at the level info and in one write.
 
-    Each line is what `structlog.get_logger(name).info(event, **fields)` would make of it, by the same processors.
+    Each line is what `structlog.get_logger(name).info(event, **fields)` would make of it, by the same processors; all
+    are of the same moment.
     """
     if not structlog.get_logger(name).bind().is_enabled_for(logging.INFO):
         return
     config = structlog.get_config()
     logger = config["logger_factory"](name)
-    rendered = [_render("info", {"event": event, **fields}, logger, config["processors"]) for fields in lines]
+    common = {"event": event, "_told_at": _build_timestamp()}
+    rendered = [_render("info", common | fields, logger, config["processors"]) for fields in lines]
     shown = [line for line in rendered if line is not None]
     if isinstance(logger, _LineLogger):
         logger.write(shown)
@@ -143,8 +145,12 @@ def _add_origin(logger: _LineLogger, method: str, event: EventDict) -> EventDict
 
 
 def _add_timestamp(_logger: object, _method: str, event: EventDict) -> EventDict:
-    event["timestamp"] = utc_now().isoformat(timespec="microseconds").replace("+00:00", "Z")
+    event["timestamp"] = event.pop("_told_at", None) or _build_timestamp()
     return event
+
+
+def _build_timestamp() -> str:
+    return utc_now().isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def mask(_logger: object, _method: str, event: EventDict) -> EventDict:
