@@ -200,7 +200,7 @@ class Store:
         """Let an endpoint's deliveries follow its status; how many did."""
         moved = 0
         while True:
-            settled = await self.ledger.settle(endpoint_id, now)
+            settled = await self.ledger.settle(endpoint_id, now, waits=True)
             moved += settled.moved
             if settled.is_complete:
                 return moved

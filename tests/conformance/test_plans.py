@@ -133,6 +133,14 @@ async def test_a_result_goes_by_the_ids(long_history: Store) -> None:
     assert not FULL_SCAN.search(plan), plan
 
 
+async def test_what_changed_of_what_is_claimed_is_found_by_the_ids(long_history: Store) -> None:
+    claimed = await long_history.claim(now=NOW + SECOND)
+    plan = await explain(long_history, lambda: long_history.queue.find_changed(claimed))
+    assert re.search("pk_deliveries|sqlite_autoindex_deliveries_1", plan), plan
+    assert "ix_deliveries" not in plan
+    assert not FULL_SCAN.search(plan), plan
+
+
 async def test_lost_leases_are_found_by_the_index_of_leases(long_history: Store) -> None:
     plan = await explain(long_history, lambda: long_history.queue.recover_lost(NOW + LEASE))
     assert "ix_deliveries_leased" in plan
@@ -173,7 +181,7 @@ async def test_an_intervention_leaves_the_history_unread(long_history: Store, na
 @pytest.mark.parametrize("status", EndpointStatus)
 async def test_settling_goes_by_the_partial_indexes(long_history: Store, status: EndpointStatus) -> None:
     await long_history.change("ep_1", status=status)
-    plan = await explain(long_history, lambda: long_history.ledger.settle("ep_1", NOW))
+    plan = await explain(long_history, lambda: long_history.ledger.settle("ep_1", NOW, waits=False))
     assert "ix_deliveries" in plan
     assert not FULL_SCAN.search(plan), plan
 

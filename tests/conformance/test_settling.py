@@ -47,7 +47,8 @@ async def locked(store: Store, *delivery_ids: str) -> AsyncIterator[None]:
 async def moving(store: Store) -> AsyncIterator[int]:
     """A part that is not committed meanwhile; how many it moved (PostgreSQL)."""
     async with store.database.write() as connection:
-        part = await connection.run_sync(lambda inner: move_part(SessionSqlalchemy(inner), "ep_1", NOW))
+        part = await connection.run_sync(lambda inner: move_part(SessionSqlalchemy(inner), "ep_1", NOW, waits=True))
+        assert part is not None
         yield part.moved
 
 
@@ -65,7 +66,7 @@ async def test_what_is_pending_follows_part_by_part(store: Store, status: Endpoi
     await store.change("ep_1", status=status)
     parts = []
     while not await is_settled(store):
-        parts.append(await store.ledger.settle("ep_1", LATER))
+        parts.append(await store.ledger.settle("ep_1", LATER, waits=False))
     assert parts == [Settled(2, is_complete=False), Settled(2, is_complete=False), Settled(1, is_complete=True)]
     assert await store.states(*ids) == [state] * 5
     assert (await store.delivery(claimed[0].id)).lease_until is not None
@@ -77,7 +78,7 @@ async def test_what_was_held_is_released_part_by_part_and_the_oldest_first(store
     await store.change("ep_1", status=EndpointStatus.ACTIVE)
     assert await store.claim() == []
     for released in (ids[:2], ids[2:4], ids[4:]):
-        assert (await store.ledger.settle("ep_1", NOW)).moved == len(released)
+        assert (await store.ledger.settle("ep_1", NOW, waits=False)).moved == len(released)
         # Whoever waits is told.
         assert [each.id for each in await store.claim_known()] == released
     assert await is_settled(store)
@@ -120,7 +121,7 @@ async def test_nothing_is_to_be_settled_where_the_status_stays(store: Store) -> 
     await publish_for(store)
     await store.change("ep_1", description="the new portal", ordering=Ordering.PATIENT)
     assert await is_settled(store)
-    assert await store.ledger.settle("ep_1", NOW) == Settled(0, is_complete=True)
+    assert await store.ledger.settle("ep_1", NOW, waits=False) == Settled(0, is_complete=True)
 
 
 async def test_the_longest_unsettled_comes_first(store: Store) -> None:
@@ -144,7 +145,7 @@ async def test_what_is_accepted_meanwhile_goes_by_the_new_status(store: Store) -
     await publish_for(store)
     await store.change("ep_1", status=EndpointStatus.PAUSED)
     ids = await store.accept("ep_1")
-    await store.ledger.settle("ep_1", NOW)
+    await store.ledger.settle("ep_1", NOW, waits=False)
     ids += await store.accept("ep_1")
     assert await store.states(*ids) == [HELD, HELD]
 
@@ -152,7 +153,7 @@ async def test_what_is_accepted_meanwhile_goes_by_the_new_status(store: Store) -
 async def test_a_resume_in_the_middle_of_a_pause_lets_all_go_on(store: Store) -> None:
     ids = await publish_for(store)
     await store.change("ep_1", status=EndpointStatus.PAUSED)
-    await store.ledger.settle("ep_1", NOW)
+    await store.ledger.settle("ep_1", NOW, waits=False)
     assert sorted(await store.states(*ids)) == [HELD] * 2 + [PENDING] * 3
     await store.change("ep_1", status=EndpointStatus.ACTIVE)
     assert len(await store.claim()) == 3
@@ -165,7 +166,7 @@ async def test_a_deletion_in_the_middle_of_a_resume_cancels_all(store: Store) ->
     ids = await publish_for(store)
     await store.set_status("ep_1", EndpointStatus.PAUSED)
     await store.change("ep_1", status=EndpointStatus.ACTIVE)
-    await store.ledger.settle("ep_1", NOW)
+    await store.ledger.settle("ep_1", NOW, waits=False)
     await store.change("ep_1", status=EndpointStatus.DELETED)
     assert await store.settle("ep_1") == 5
     assert await store.states(*ids) == [CANCELLED] * 5
@@ -174,7 +175,7 @@ async def test_a_deletion_in_the_middle_of_a_resume_cancels_all(store: Store) ->
 async def test_another_process_goes_on_where_one_stopped(store: Store) -> None:
     ids = await publish_for(store)
     await store.change("ep_1", status=EndpointStatus.PAUSED)
-    await store.ledger.settle("ep_1", NOW)
+    await store.ledger.settle("ep_1", NOW, waits=False)
     other = await store.second()
     assert await other.ledger.unsettled() == ["ep_1"]
     assert await other.settle("ep_1") == 3
@@ -198,7 +199,7 @@ async def test_recovering_right_after_a_resume_is_for_what_is_still_held_as_well
         await store.finish(claimed, Transition.RESCHEDULE, due_at=LATER)
     await store.set_status("ep_1", EndpointStatus.PAUSED)
     await store.change("ep_1", status=EndpointStatus.ACTIVE)
-    await store.ledger.settle("ep_1", NOW)
+    await store.ledger.settle("ep_1", NOW, waits=False)
     assert sorted(await store.states(*ids)) == [HELD, PENDING, PENDING]
     async with store.ledger.transaction() as tx:
         assert await tx.deliveries.recover("ep_1", NOW, NOW + SECOND) == 3
@@ -262,33 +263,42 @@ async def test_what_is_locked_is_left_for_later_and_counts_as_not_settled(postgr
     await store.queue.give_back([claimed[each] for each in ids[1:]])
     await store.change("ep_1", status=EndpointStatus.PAUSED)
     async with locked(store, ids[0], ids[1]):
-        assert await store.ledger.settle("ep_1", NOW) == Settled(2, is_complete=False)
-        assert await store.ledger.settle("ep_1", NOW) == Settled(0, is_complete=False)
+        assert await store.ledger.settle("ep_1", NOW, waits=False) == Settled(2, is_complete=False)
+        assert await store.ledger.settle("ep_1", NOW, waits=False) == Settled(0, is_complete=False)
         assert not await is_settled(store)
         # The result of one arrives just now, and waits for whoever has it.
         finishing = asyncio.create_task(store.finish(claimed[ids[0]], Transition.RESCHEDULE, due_at=LATER))
         await store.until_blocked()
-        assert await store.ledger.settle("ep_1", NOW) == Settled(0, is_complete=False)
+        assert await store.ledger.settle("ep_1", NOW, waits=False) == Settled(0, is_complete=False)
     assert await finishing
     assert await store.settle("ep_1") == 2
     assert await store.states(*ids) == [HELD] * 4
     assert await is_settled(store)
 
 
-async def test_two_who_settle_at_once_move_each_their_own_and_neither_ends_it_too_early(
-    postgresql_store: Store,
-) -> None:
+async def test_who_finds_another_at_the_endpoint_leaves_it_to_them_or_waits(postgresql_store: Store) -> None:
     store = postgresql_store
     ids = await publish_for(store)
     await store.change("ep_1", status=EndpointStatus.PAUSED)
     other = await store.second()
     async with moving(store) as moved:
         assert moved == 2
-        assert await other.ledger.settle("ep_1", NOW) == Settled(2, is_complete=False)
-        assert await other.ledger.settle("ep_1", NOW) == Settled(1, is_complete=False)
-        assert await other.ledger.settle("ep_1", NOW) == Settled(0, is_complete=False)
-    assert await other.ledger.settle("ep_1", NOW) == Settled(0, is_complete=True)
+        assert await other.ledger.settle("ep_1", NOW, waits=False) == Settled(0, is_complete=False)
+        waiting = asyncio.create_task(other.ledger.settle("ep_1", NOW, waits=True))
+        await store.until_blocked()
+    assert await waiting == Settled(2, is_complete=False)
+    assert await other.ledger.settle("ep_1", NOW, waits=False) == Settled(1, is_complete=True)
     assert await store.states(*ids) == [HELD] * 5
+
+
+async def test_several_who_settle_at_once_move_all_of_it(postgresql_store: Store) -> None:
+    store = postgresql_store
+    ids = await publish_for(store, 40)
+    await store.change("ep_1", status=EndpointStatus.PAUSED)
+    others = [await store.second() for _ in range(3)]
+    assert sum(await asyncio.gather(*(each.settle("ep_1") for each in (store, *others)))) == 40
+    assert set(await store.states(*ids)) == {HELD}
+    assert await is_settled(store)
 
 
 async def test_accepting_and_claiming_for_the_organization_go_on_during_a_part(postgresql_store: Store) -> None:
@@ -323,7 +333,7 @@ async def test_a_status_does_not_change_between_the_last_look_and_the_end_of_the
     store = postgresql_store
     ids = await publish_for(store, 1)
     async with store.database.write() as connection:
-        assert await connection.run_sync(lambda inner: conclude(SessionSqlalchemy(inner), "ep_1"))
+        assert await connection.run_sync(lambda inner: conclude(SessionSqlalchemy(inner), "ep_1", waits=True))
         pausing = asyncio.create_task(store.change("ep_1", status=EndpointStatus.PAUSED))
         await store.until_blocked()
     await pausing
@@ -338,7 +348,7 @@ async def test_a_part_waits_for_whoever_changes_the_status_and_goes_by_the_new_o
     async with store.ledger.transaction() as tx:
         endpoint = await tx.endpoints.get("ep_1", lock=True)
         assert endpoint is not None
-        settled = asyncio.create_task(store.ledger.settle("ep_1", NOW))
+        settled = asyncio.create_task(store.ledger.settle("ep_1", NOW, waits=True))
         await store.until_blocked()
         await tx.endpoints.update(replace(endpoint, status=EndpointStatus.DELETED))
     assert (await settled).moved == 2

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -31,11 +33,21 @@ from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering
 from carehook.refusals import Conflict
 from tests.e2e.dispatching import Platform, eventually, make_settings, open_platform, open_worker, running
 from tests.receivers import RecordingReceiver
+from tests.servers.installation import Installation
 from tests.servers.interrupted_status import PART
 from tests.servers.postgres import PostgresServer
 
 REPOSITORY = Path(__file__).parents[2]
 NOWHERE = "http://127.0.0.1:9/hook"
+ADD_EVENTS = """
+    WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?)
+    INSERT INTO events (id, organization_id, type, occurred_on, body, is_test, created_at)
+    SELECT 'evt_' || n, ?, 'patient_report_sent', 0, '', false, 0 FROM numbers
+"""
+ADD_DELIVERIES = """
+    INSERT INTO deliveries (id, event_id, endpoint_id, organization_id, event_type, state, created_at, due_at)
+    SELECT 'dlv_' || id, id, ?, organization_id, type, 'pending', 0, 0 FROM events
+"""
 PENDING, HELD, CANCELLED = DeliveryState.PENDING, DeliveryState.HELD, DeliveryState.CANCELLED
 
 
@@ -87,13 +99,13 @@ class WatchedLedger:
         self.stopping = asyncio.Event()
         self.stop_after = 1_000_000
 
-    async def settle(self, endpoint_id: str, now: datetime) -> Settled:
+    async def settle(self, endpoint_id: str, now: datetime, *, waits: bool) -> Settled:
         self.parts.append(endpoint_id)
         if len(self.parts) >= self.stop_after:
             self.stopping.set()
         if endpoint_id in self.broken:
             raise self.broken[endpoint_id]
-        return await self._ledger.settle(endpoint_id, now)
+        return await self._ledger.settle(endpoint_id, now, waits=waits)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ledger, name)
@@ -184,6 +196,20 @@ async def test_the_order_of_a_backlog_that_is_too_long_is_not_changed(
     # What leaves the order as it is is changed all the same.
     same = EndpointChanges(ordering=Ordering.PATIENT, description="the new portal")
     assert (await change(endpoint_id, same)).description == "the new portal"
+
+
+@pytest.mark.parametrize(("waiting", "told"), [(25_001, "25000, and workers cancel the rest"), (3, "3")])
+def test_a_deletion_on_the_command_line_tells_what_is_left_to_the_workers(
+    tmp_path: Path, waiting: int, told: str
+) -> None:
+    carehook = Installation(tmp_path)
+    organization_id = carehook.read("org", "create", "Example Hospital")["id"]
+    endpoint_id = carehook.read("endpoint", "create", organization_id, NOWHERE)["id"]
+    with closing(sqlite3.connect(carehook.home / "carehook.db")) as connection, connection:
+        connection.execute(ADD_EVENTS, (waiting, organization_id))
+        connection.execute(ADD_DELIVERIES, (endpoint_id,))
+    done = carehook.run("endpoint", "delete", endpoint_id, "--yes")
+    assert done.stderr == f"{endpoint_id} is deleted; deliveries cancelled: {told}.\n"
 
 
 # ------------------------------------------------------------------------------------ by the workers

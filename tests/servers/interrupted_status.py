@@ -24,9 +24,9 @@ def stop_after(parts: int) -> None:
     settle = LedgerSql.settle
     left = iter(range(parts))
 
-    async def settle_or_stop(self: LedgerSql, endpoint_id: str, now: datetime) -> Settled:
+    async def settle_or_stop(self: LedgerSql, endpoint_id: str, now: datetime, *, waits: bool) -> Settled:
         if next(left, None) is not None:
-            return await settle(self, endpoint_id, now)
+            return await settle(self, endpoint_id, now, waits=waits)
         print("standing still", flush=True)
         await asyncio.Event().wait()
         raise AssertionError("nobody sets the event")

@@ -117,9 +117,35 @@ def test_an_earlier_delivery_of_the_patient_is_named_whatever_else_there_is() ->
         (EndpointStatus.DISABLED, "it is gone", "The endpoint is disabled: it is gone. Resume it to go on."),
     ],
 )
-def test_what_is_held_waits_for_its_endpoint(status: EndpointStatus, reason: str | None, detail: str) -> None:
+@pytest.mark.parametrize("state", [DeliveryState.HELD, DeliveryState.PENDING])
+def test_what_is_held_or_is_about_to_be_waits_for_its_endpoint(
+    status: EndpointStatus, reason: str | None, detail: str, state: DeliveryState
+) -> None:
     endpoint = dataclasses.replace(ENDPOINT, status=status, status_reason=reason)
-    waits_for = explain(OPEN, "dlv_1", of=endpoint, state=DeliveryState.HELD)
+    waits_for = explain(OPEN, "dlv_1", of=endpoint, state=state)
+    assert waits_for is not None
+    assert (waits_for.kind, waits_for.detail) == (WaitKind.ENDPOINT, detail)
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "detail"),
+    [
+        (
+            EndpointStatus.ACTIVE,
+            DeliveryState.HELD,
+            "The endpoint was resumed, and what was held for it is being released.",
+        ),
+        (
+            EndpointStatus.DELETED,
+            DeliveryState.PENDING,
+            "The endpoint was deleted, and what waited for it is being cancelled.",
+        ),
+    ],
+)
+def test_what_has_yet_to_follow_its_endpoint_says_what_becomes_of_it(
+    status: EndpointStatus, state: DeliveryState, detail: str
+) -> None:
+    waits_for = explain(of=dataclasses.replace(ENDPOINT, status=status), state=state)
     assert waits_for is not None
     assert (waits_for.kind, waits_for.detail) == (WaitKind.ENDPOINT, detail)
 

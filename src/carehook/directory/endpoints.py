@@ -252,7 +252,7 @@ class Endpoints:
         # The status is stored, and its deliveries follow it whatever becomes of this.
         with contextlib.suppress(LedgerUnavailable):
             for _ in range(PARTS_AT_ONCE):
-                settled = await self._ledger.settle(endpoint_id, self._clock())
+                settled = await self._ledger.settle(endpoint_id, self._clock(), waits=True)
                 moved += settled.moved
                 if settled.is_complete:
                     return Settled(moved, is_complete=True)

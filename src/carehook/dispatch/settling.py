@@ -1,9 +1,9 @@
 """What is left of a change of an endpoint's status: its deliveries follow it, part by part, until all have.
 
 Laws:
-- Any worker settles any endpoint, whoever changed it and whatever became of them; several at once are in nobody's way.
+- Any worker settles any endpoint, whoever changed it and whatever became of them. Where another is at one, it goes on.
 - After each part there is a pause as long as the part took, so that half of the store's time is left to all else.
-- Where nothing can be moved now, as what others have locked, it is left for later.
+- Where nothing can be moved now, as others have it locked, it is left for later.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ async def settle_all(ledger: Ledger, clock: Clock, stopping: asyncio.Event) -> N
 async def _settle_part(ledger: Ledger, endpoint_id: str, clock: Clock) -> bool:
     """Whether any delivery moved."""
     try:
-        return (await ledger.settle(endpoint_id, clock())).moved > 0
+        return (await ledger.settle(endpoint_id, clock(), waits=False)).moved > 0
     except LedgerUnavailable:
         raise
     except Exception as error:

@@ -301,12 +301,13 @@ class Ledger(Protocol):
         """
         ...
 
-    async def settle(self, endpoint_id: str, now: datetime) -> Settled:
+    async def settle(self, endpoint_id: str, now: datetime, *, waits: bool) -> Settled:
         """Have some of an endpoint's deliveries follow its status, in a short transaction of their own.
 
         What is not finished is pending while it is active, held while it is paused or disabled, and cancelled once it
-        is deleted; a request in flight keeps its lease, and its result counts. Any number may do so at once: none waits
-        for a delivery, and what another has locked is left for later. To be called until it is complete.
+        is deleted; a request in flight keeps its lease, and its result counts. No delivery is waited for: what another
+        has locked is left for later. Where somebody is at the endpoint it `waits` for them, or leaves it to them. To be
+        called until it is complete.
         """
         ...
 

@@ -85,15 +85,17 @@ class LedgerSql:
         if due := await self._database.run(lambda session: accept(session, organization_ids, keys, decide, now)):
             self._on_due(due)
 
-    async def settle(self, endpoint_id: str, now: datetime) -> Settled:
+    async def settle(self, endpoint_id: str, now: datetime, *, waits: bool) -> Settled:
         """Let some of an endpoint's deliveries follow its status."""
-        part = await self._database.run(lambda session: settling.move_part(session, endpoint_id, now))
+        run = self._database.run
+        part = await run(lambda session: settling.move_part(session, endpoint_id, now, waits=waits))
+        if part is None:
+            return Settled(0, is_complete=False)
         if part.is_active:
             self._on_due([endpoint_id])
         if part.is_full:
             return Settled(part.moved, is_complete=False)
-        is_complete = await self._database.run(lambda session: settling.conclude(session, endpoint_id))
-        return Settled(part.moved, is_complete)
+        return Settled(part.moved, await run(lambda session: settling.conclude(session, endpoint_id, waits=waits)))
 
     async def unsettled(self) -> Sequence[str]:
         """The endpoints that have deliveries yet to follow their status, the longest waiting first."""

@@ -2,11 +2,13 @@
 
 The law: an endpoint whose deliveries are not where its status has them is marked, `lanes.unsettled_since`. The mark is
 set in the transaction that changes the status, from whose commit on nothing more is claimed or accepted by the old one.
-It is taken away under a lock that keeps the status, where a statement begun under that lock finds no delivery out of
-place. So whoever settles next, after a crash or on another machine, goes on by the status that the endpoint then has.
+It is taken away under the endpoint's lock, where a statement begun under that lock finds no delivery out of place. So
+whoever settles next, after a crash or on another machine, goes on by the status that the endpoint then has.
 
-A part waits for no delivery: those that are locked are left to a later one, so parts neither deadlock nor hinder each
-other. It keeps the endpoint's status, and nothing of the organization, which goes on accepting meanwhile.
+A part locks the endpoint, and nothing of the organization, which goes on accepting meanwhile. Nobody shares that lock:
+were there always another part that did, whoever changes the status would never come to their turn. It waits for no
+delivery; those that are locked are left to a later part. Deliveries of a deleted endpoint are cancelled without its
+lane: what they kept back in an order is cancelled as well.
 """
 
 from __future__ import annotations
@@ -91,9 +93,9 @@ _OUT_OF_PLACE: Final[Mapping[EndpointStatus, Sequence[_Stretch]]] = {
     for status, transition in _MOVES.items()
 }
 
-_KEEP_STATUS = Prepared(
-    sa.select(endpoints.c.status).where(endpoints.c.id == sa.bindparam("endpoint")).with_for_update(read=True)
-)
+_status = sa.select(endpoints.c.status).where(endpoints.c.id == sa.bindparam("endpoint"))
+_LOCK_STATUS = Prepared(_status.with_for_update(key_share=True))
+_TRY_STATUS = Prepared(_status.with_for_update(key_share=True, skip_locked=True))
 _TAKE_MARK_AWAY = Prepared(
     lanes.update()
     .where(lanes.c.endpoint_id == sa.bindparam("endpoint"), lanes.c.unsettled_since.is_not(None))
@@ -105,9 +107,14 @@ UNSETTLED: Final = (
 """The endpoints that are marked, the longest first."""
 
 
-def move_part(session: Session, endpoint_id: str, now: datetime) -> Part:
-    """Move some of an endpoint's deliveries to where its status has them."""
-    status = _keep_status(session, endpoint_id)
+def move_part(session: Session, endpoint_id: str, now: datetime, *, waits: bool) -> Part | None:
+    """Move some of an endpoint's deliveries to where its status has them.
+
+    None where another transaction has the endpoint, unless it `waits` for that.
+    """
+    status = _lock_status(session, endpoint_id, waits=waits)
+    if status is None:
+        return None
     moved = 0
     for stretch in _OUT_OF_PLACE[status]:
         move = stretch.move[session.dialect.name]
@@ -115,19 +122,23 @@ def move_part(session: Session, endpoint_id: str, now: datetime) -> Part:
     return Part(moved, moved >= PART, status is EndpointStatus.ACTIVE)
 
 
-def conclude(session: Session, endpoint_id: str) -> bool:
+def conclude(session: Session, endpoint_id: str, *, waits: bool) -> bool:
     """Take the mark away where all deliveries are in their place; whether they are. Those that are locked count too.
+
+    False as well where another transaction has the endpoint, unless it `waits` for that.
 
     In a transaction of its own: a part, even one that moved nothing, may have locked deliveries that it then found
     changed, and lanes are locked before deliveries.
     """
-    stretches = _OUT_OF_PLACE[_keep_status(session, endpoint_id)]
-    if any(stretch.find.fetch(session, endpoint=endpoint_id, most=1) for stretch in stretches):
+    status = _lock_status(session, endpoint_id, waits=waits)
+    if status is None:
+        return False
+    if any(stretch.find.fetch(session, endpoint=endpoint_id, most=1) for stretch in _OUT_OF_PLACE[status]):
         return False
     _TAKE_MARK_AWAY.fetch(session, endpoint=endpoint_id)
     return True
 
 
-def _keep_status(session: Session, endpoint_id: str) -> EndpointStatus:
-    [(status,)] = _KEEP_STATUS.fetch(session, endpoint=endpoint_id)
-    return EndpointStatus(status)
+def _lock_status(session: Session, endpoint_id: str, *, waits: bool) -> EndpointStatus | None:
+    rows = (_LOCK_STATUS if waits else _TRY_STATUS).fetch(session, endpoint=endpoint_id)
+    return EndpointStatus(rows[0][0]) if rows else None
