@@ -20,7 +20,7 @@ from tests.conformance.store import NOW, SECOND, Store, build_finished
 from tests.conformance.test_parking import find_stranded
 
 ALWAYS, CHANGING = "ep_always", "ep_changing"
-PATIENTS = ("ann", "bob", "eve", None)
+PATIENTS = ("ann", "bob", None)
 LONG, SHORT = timedelta(days=1), 2 * SECOND
 STEPS = 50
 WORKERS = 3
@@ -56,9 +56,8 @@ class Storm:
 
     async def rage(self) -> None:
         """Do everything at once for a while, and look all the time at whether the laws hold."""
-        tasks = [self._repeat(self._accept), self._repeat(self._intervene), self._repeat(self._change)]
-        tasks += [self._repeat(self._work) for _ in range(WORKERS)]
-        tasks += [self._repeat(self._recover)]
+        steps = [self._accept, self._change, self._recover, *[self._intervene] * 2, *[self._work] * WORKERS]
+        tasks = [self._repeat(step) for step in steps]
         watching = asyncio.create_task(self._watch())
         await asyncio.gather(*tasks)
         self._is_over = True
@@ -94,17 +93,17 @@ class Storm:
             await asyncio.sleep(self._chance.random() / 500)
 
     async def _accept(self, store: Store) -> None:
-        names = self._chance.choices([ALWAYS, CHANGING], k=self._chance.randint(1, 4))
+        names = self._chance.choices([ALWAYS, CHANGING], k=self._chance.randint(1, 6))
         self._accepted += await store.accept(*names, patient=self._chance.choice(PATIENTS), now=self._now)
 
     async def _work(self, store: Store) -> None:
         """Claim, and report, give back or die. What dies may still report, too late or just in time."""
         self._now += SECOND
-        now, dies = self._now, self._chance.random() < 0.2
+        now, dies = self._now, self._chance.random() < 0.3
         claimed = list(await store.claim(8, per_endpoint=4, now=now, lease=SHORT if dies else LONG))
         await self._look(store)
-        if claimed and self._chance.random() < 0.3:
-            await self._cancel(self._chance.choice(self._processes), claimed[0].id)
+        await self._interfere(claimed)
+        await asyncio.sleep(self._chance.random() / 50)
         if dies and self._chance.random() < 0.5:
             return
         other = self._chance.choice(self._processes)
@@ -140,13 +139,11 @@ class Storm:
         if not self._accepted:
             return
         some = self._chance.sample(self._accepted[-20:], min(3, len(self._accepted)))
-        match self._chance.choice(["cancel", "cancel", "resend", "retry", "recover"]):
+        match self._chance.choice(["cancel", "resend", "resend", "retry", "recover"]):
             case "cancel":
                 await self._cancel(store, some[0])
             case "resend":
-                self._out_of_turn.update(some)
-                async with store.ledger.transaction() as tx:
-                    await tx.deliveries.resend(some, self._now)
+                await self._resend(store, some)
             case "retry":
                 self._out_of_turn.add(some[0])
                 async with store.ledger.transaction() as tx:
@@ -154,6 +151,19 @@ class Storm:
             case _:
                 async with store.ledger.transaction() as tx:
                     await tx.deliveries.recover(self._chance.choice([ALWAYS, CHANGING]), NOW, self._now)
+
+    async def _interfere(self, in_flight: Sequence[ClaimedDelivery]) -> None:
+        """Cancel what is in flight, or send again what may come before it."""
+        store = self._chance.choice(self._processes)
+        if in_flight and self._chance.random() < 0.3:
+            await self._cancel(store, in_flight[0].id)
+        elif self._succeeded and self._chance.random() < 0.3:
+            await self._resend(store, self._succeeded[-6:])
+
+    async def _resend(self, store: Store, delivery_ids: Sequence[str]) -> None:
+        self._out_of_turn.update(delivery_ids)
+        async with store.ledger.transaction() as tx:
+            await tx.deliveries.resend(delivery_ids, self._now)
 
     async def _cancel(self, store: Store, delivery_id: str) -> None:
         self._out_of_turn.add(delivery_id)
