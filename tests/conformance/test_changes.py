@@ -75,6 +75,14 @@ async def test_what_is_claimed_after_a_change_is_not_found(store: Store) -> None
     assert await find_changed(store, anew) == []
 
 
+async def test_one_whose_endpoint_was_paused_before_it_was_read_is_found(store: Store) -> None:
+    """A claim may know the endpoint as it was a moment after."""
+    [claimed] = await claim_new(store, "ep_1")
+    await store.change("ep_1", status=EndpointStatus.PAUSED)
+    as_paused = replace(claimed, endpoint=await store.endpoint("ep_1"))
+    assert await find_changed(store, as_paused) == [as_paused]
+
+
 async def test_how_it_goes_at_an_endpoint_is_no_change(store: Store) -> None:
     await store.add_endpoints("ep_1")
     await store.publish(*["ep_1"] * (OPENS_AT + 2))

@@ -11,11 +11,11 @@ import pytest
 import sqlalchemy as sa
 
 from carehook.ledger.postgresql.accept import ACCEPT
-from carehook.ledger.postgresql.queue_texts import CLAIM, FINISH, GIVE_BACK
+from carehook.ledger.postgresql.queue_texts import CLAIM, CURRENT, FINISH, GIVE_BACK
 from carehook.ledger.states import DeliveryState
 from tests.conformance.store import Store, build_delivery, build_event
 
-STATEMENTS = {"accept": ACCEPT, "claim": CLAIM, "finish": FINISH, "give back": GIVE_BACK}
+STATEMENTS = {"accept": ACCEPT, "claim": CLAIM, "finish": FINISH, "give back": GIVE_BACK, "find changed": CURRENT}
 
 
 async def explain(store: Store, statement: str) -> list[dict[str, Any]]:
@@ -65,8 +65,9 @@ async def test_a_hot_statement_goes_by_index_from_what_it_is_given(believed: Sto
         assert "Index Cond" in node, node
 
 
-async def test_results_are_not_looked_for_among_all_leases(believed: Store) -> None:
-    used = {node.get("Index Name") for node in await explain(believed, FINISH)}
+@pytest.mark.parametrize("name", ["finish", "find changed"])
+async def test_what_is_leased_is_not_looked_for_among_all_leases(believed: Store, name: str) -> None:
+    used = {node.get("Index Name") for node in await explain(believed, STATEMENTS[name])}
     assert used
     assert "ix_deliveries_leased" not in used
 

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from carehook.config import Settings
 from carehook.directory.endpoints import EndpointChanges
 from carehook.dispatch import worker as worker_module
-from carehook.ledger.states import DeliveryState
+from carehook.ledger.states import DeliveryState, Ordering
 from tests.e2e.dispatching import (
     GatedReceiver,
     Platform,
@@ -139,6 +139,58 @@ STOPS: dict[str, tuple[Callable[[Scene], Awaitable[Any]], DeliveryState]] = {
     "paused": (lambda scene: scene.endpoints.pause(scene.endpoint_id), DeliveryState.HELD),
     "deleted": (lambda scene: scene.endpoints.delete(scene.endpoint_id), DeliveryState.CANCELLED),
 }
+
+
+async def test_one_that_was_cancelled_before_it_began_is_not_sent_and_the_others_are(
+    settings: Settings, slow: GatedReceiver
+) -> None:
+    async with claimed_ahead(settings, slow) as scene:
+        begun, ahead = scene.queue.claimed[1], scene.queue.claimed[1 + IN_FLIGHT]
+        for each in (begun, ahead):
+            await scene.platform.application.interventions.cancel(each)
+
+        async def given_back() -> bool:
+            return scene.queue.given_back == [ahead]
+
+        await eventually(given_back, "the one that had not begun is given back")
+        slow.open()
+        await scene.platform.wait_for(DeliveryState.SUCCEEDED, PUBLISHED)
+        deliveries = {each.id: each for each in await scene.platform.list_deliveries()}
+    assert deliveries[begun].state is DeliveryState.SUCCEEDED, "what has begun goes on, and arrived"
+    cancelled = deliveries.pop(ahead)
+    assert (cancelled.state, cancelled.in_flight, cancelled.attempt_count) == (DeliveryState.CANCELLED, False, 0)
+    assert [each.attempt_count for each in deliveries.values()] == [1] * PUBLISHED
+    assert len(slow.requests) == PUBLISHED
+
+
+async def test_the_next_of_a_patient_goes_in_the_place_of_one_that_was_cancelled_before_it_began(
+    settings: Settings, slow: GatedReceiver
+) -> None:
+    """Of one patient are all that a second endpoint gets, while the only request that there may be is in flight."""
+    narrow, clock = settings.model_copy(update={"concurrency": 1, "endpoint_concurrency": 1}), StandingClock()
+    with RecordingReceiver() as receiver:
+        async with (
+            open_platform(narrow, clock) as platform,
+            open_worker(narrow, clock=clock, wrap=(watch := Watch())) as worker,
+        ):
+            await platform.register(slow)
+            await platform.publish()
+            async with running(worker):
+                await wait_for_waiting(slow, 1)
+                endpoint_id = (await platform.register(receiver, ordering=Ordering.PATIENT)).endpoint.id
+                await platform.publish(3)
+                first, *_ = ids = [each.id for each in await platform.list_deliveries(endpoint_id)]
+
+                async def claimed(delivery_id: str) -> bool:
+                    return watch.queue.claimed[-1] == delivery_id
+
+                await eventually(lambda: claimed(first), "the first waits")
+                await platform.application.interventions.cancel(first)
+                await eventually(lambda: claimed(ids[1]), "the next waits in its place")
+                slow.open()
+                await platform.wait_for(DeliveryState.SUCCEEDED, 2, endpoint_id)
+                assert watch.queue.given_back == [first]
+    assert len(receiver.requests) == 2
 
 
 @pytest.mark.parametrize("name", STOPS)

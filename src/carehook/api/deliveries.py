@@ -67,6 +67,9 @@ async def retry_delivery(delivery_id: DeliveryId, carehook: Carehook) -> Deliver
 
 @operators.post("/v1/deliveries/{delivery_id}/cancel", responses={409: {}})
 async def cancel_delivery(delivery_id: DeliveryId, carehook: Carehook) -> DeliveryDetailView:
-    """Send a delivery no more. A request in flight may still arrive."""
+    """Send a delivery no more.
+
+    A request that begins within 3 seconds after the answer, or began before it, may still arrive.
+    """
     await carehook.interventions.cancel(delivery_id)
     return await carehook.insights.delivery(delivery_id)

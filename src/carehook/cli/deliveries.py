@@ -79,7 +79,7 @@ def retry(delivery_id: DeliveryId, as_json: Json = False) -> None:
 
 @app.command()
 def cancel(delivery_id: DeliveryId, as_json: Json = False) -> None:
-    """Send a delivery no more. A request in flight may still arrive."""
+    """Send a delivery no more. A request that began before, or begins within 3 seconds, may still arrive."""
     _print(_change(delivery_id, lambda carehook: carehook.interventions.cancel(delivery_id)), as_json=as_json)
 
 

@@ -154,7 +154,7 @@ class Deliveries(Protocol):
         ...
 
     async def cancel(self, delivery_id: str, now: datetime) -> bool:
-        """Send it no more; False where its state forbids it. A request in flight may still arrive."""
+        """Send it no more; False where its state forbids it. A lease holds on, and what was sent may still arrive."""
         ...
 
     async def count_unfinished(self, endpoint_id: str, *, at_most: int) -> int:
