@@ -53,6 +53,12 @@ class PublicRoute(APIRoute):
             if self.takes_body:
                 check_media_type(scope)
                 receive = limit_body(scope, receive, self.body_limit)
+            await self.respond(scope, receive, send)
+        else:
+            await super().handle(scope, receive, send)
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that was let in."""
         await super().handle(scope, receive, send)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
