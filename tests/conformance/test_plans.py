@@ -186,6 +186,19 @@ async def test_settling_goes_by_the_partial_indexes(long_history: Store, status:
     assert not FULL_SCAN.search(plan), plan
 
 
+async def test_a_release_leaves_the_history_unread_where_most_of_it_is_held(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1", status=EndpointStatus.PAUSED)
+    await store.accept(*["ep_1"] * HISTORY)
+    async with store.database.write() as connection:
+        await connection.execute(sa.text("ANALYZE"))
+    await store.change("ep_1", status=EndpointStatus.ACTIVE)
+    plan = await explain(store, lambda: store.ledger.settle("ep_1", NOW, waits=False))
+    # From the oldest on, through all that was released before.
+    assert not re.search(r"Scan using pk_deliveries.*\n +Filter", plan), plan
+    assert "using ix_deliveries_set_aside" in plan
+
+
 async def test_resending_goes_by_the_ids(long_history: Store) -> None:
     ids = await long_history.publish("ep_1", "ep_2")
     async with long_history.ledger.transaction() as tx:

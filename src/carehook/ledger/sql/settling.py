@@ -55,13 +55,13 @@ class _Stretch:
 
 
 def _build_stretch(
-    transition: Transition, state: DeliveryState, rows: sa.ColumnElement[bool], order: sa.Column[Any]
+    transition: Transition, state: DeliveryState, rows: sa.ColumnElement[bool], order: Sequence[sa.Column[Any]]
 ) -> _Stretch:
     # In the order of their index, so that it is used whatever the statistics say of a table that just was empty.
     first = (
         sa.select(deliveries.c.id)
         .where(rows, deliveries.c.endpoint_id == sa.bindparam("endpoint"))
-        .order_by(order)
+        .order_by(*order)
         .limit(sa.bindparam("most"))
     )
     after = TRANSITIONS[state][transition]

@@ -180,12 +180,18 @@ UNFINISHED_STATES = (DeliveryState.PENDING, DeliveryState.HELD)
 """Those in which something more happens to a delivery by itself."""
 
 
-STRETCHES: Mapping[DeliveryState, Sequence[tuple[sa.ColumnElement[bool], sa.Column[Any]]]] = {
+# Of what equals a constant no order is asked for: PostgreSQL would take this one for that of the ids alone, of which there
+# is an index as well, through the whole history.
+_held = sa.or_(_is(DeliveryState.HELD), _is(DeliveryState.EXHAUSTED)) & (
+    deliveries.c.state > sa.literal_column(f"'{DeliveryState.EXHAUSTED}'")
+)
+
+STRETCHES: Mapping[DeliveryState, Sequence[tuple[sa.ColumnElement[bool], Sequence[sa.Column[Any]]]]] = {
     DeliveryState.PENDING: (
-        (WAITING, deliveries.c.due_at),
-        (_is(DeliveryState.PENDING) & LEASED, deliveries.c.lease_until),
+        (WAITING, (deliveries.c.due_at,)),
+        (_is(DeliveryState.PENDING) & LEASED, (deliveries.c.lease_until,)),
     ),
-    DeliveryState.HELD: ((_is(DeliveryState.HELD), deliveries.c.id),),
+    DeliveryState.HELD: ((_held, (deliveries.c.state, deliveries.c.id)),),
 }
 """The deliveries of an endpoint in an unfinished state: each stretch has a partial index, and the order of that."""
 
