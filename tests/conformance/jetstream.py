@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
-import nats
 from nats.js import JetStreamContext
 
 from carehook.bootstrap import build_ledger, build_queue
@@ -21,6 +20,7 @@ from carehook.ledger.jetstream.servers import build_tls, parse_queue_url
 from carehook.ledger.jetstream.stream import Stream
 from carehook.ledger.records import ClaimedDelivery
 from tests.conformance.store import LEASE, NOW, Store, build_finished
+from tests.servers.clients import connect_to_nats
 
 IN_TIME = 20
 """Seconds after which a test has failed: more than a sweep takes, less than it takes JetStream to give up a worker."""
@@ -78,11 +78,8 @@ class Cluster:
     @contextlib.asynccontextmanager
     async def look(self) -> AsyncIterator[JetStreamContext]:
         """JetStream as an operator sees it."""
-        client = await nats.connect(self.queue_url.split(","), allow_reconnect=False)
-        try:
+        async with connect_to_nats(self.queue_url) as client:
             yield client.jetstream()
-        finally:
-            await client.close()
 
     async def count_left(self, kind: str) -> int:
         """How many messages of a kind the stream holds: announcements that are "due", or for "later"."""

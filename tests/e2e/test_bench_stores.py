@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
+
 import asyncpg
 import pytest
 from pydantic import SecretStr
@@ -9,32 +11,26 @@ from pydantic import SecretStr
 from carehook.cli.bench.processes import BenchmarkFailed
 from carehook.cli.bench.stores import DatabaseServer
 from carehook.cli.bench.usage import find_family
+from tests.servers.clients import connect_to_postgres, execute
 from tests.servers.contents import list_databases
 from tests.servers.ports import find_free_port
 from tests.servers.postgres import PostgresServer
 
 
-async def execute(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
-
-
 async def test_a_database_is_made_and_dropped_with_all_that_is_connected_to_it(postgres_server: PostgresServer) -> None:
     before = await list_databases(postgres_server)
 
-    async with DatabaseServer(SecretStr(postgres_server.url())).make_database() as url:
-        connection = await asyncpg.connect(url.get_secret_value())
-        (made,) = await list_databases(postgres_server) - before
-        assert made.startswith("carehook_bench_")
-        assert await connection.fetchval("SELECT current_database()") == made
-        assert await connection.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
+    async with AsyncExitStack() as opened:
+        async with DatabaseServer(SecretStr(postgres_server.url())).make_database() as url:
+            connection = await opened.enter_async_context(connect_to_postgres(url.get_secret_value()))
+            (made,) = await list_databases(postgres_server) - before
+            assert made.startswith("carehook_bench_")
+            assert await connection.fetchval("SELECT current_database()") == made
+            assert await connection.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
 
-    assert await list_databases(postgres_server) == before
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError)):
-        await connection.fetchval("SELECT 1")
+        assert await list_databases(postgres_server) == before
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError)):
+            await connection.fetchval("SELECT 1")
 
 
 async def test_a_database_that_took_the_name_is_left_alone(postgres_server: PostgresServer) -> None:
@@ -71,14 +67,13 @@ async def test_it_is_told_how_durable_the_server_is(postgres_server: PostgresSer
 
 
 async def test_the_process_of_a_server_on_this_machine_is_found(postgres_server: PostgresServer) -> None:
-    connection = await asyncpg.connect(postgres_server.plain_url())
-    backend = await connection.fetchval("SELECT pg_backend_pid()")
+    async with connect_to_postgres(postgres_server.plain_url()) as connection:
+        backend = await connection.fetchval("SELECT pg_backend_pid()")
 
-    found = await DatabaseServer(SecretStr(postgres_server.plain_url())).find_process()
+        found = await DatabaseServer(SecretStr(postgres_server.plain_url())).find_process()
 
-    assert found is not None
-    assert backend in find_family(found)
-    await connection.close()
+        assert found is not None
+        assert backend in find_family(found)
 
 
 async def test_a_server_that_is_away_is_said_without_its_password() -> None:

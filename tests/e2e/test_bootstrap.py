@@ -9,7 +9,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 from pydantic import SecretStr
 
@@ -19,6 +18,7 @@ from carehook.insights import EndpointView
 from carehook.keyring import KEY_FILE, InvalidKeyError, KeyringError, WrongKeyError
 from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.records import PageRequest
+from tests.servers.clients import execute
 from tests.servers.ports import find_free_port
 from tests.servers.postgres import PostgresServer
 from tests.stores import ALL, build_settings, create_organization, register
@@ -173,13 +173,12 @@ async def test_processes_that_start_at_once_make_one_store(on_postgres: Settings
 async def test_another_versions_schema_is_not_touched(on_postgres: Settings, version: str, advice: str) -> None:
     await migrate_store(on_postgres)
     assert on_postgres.database_url is not None
-    connection = await asyncpg.connect(on_postgres.database_url.get_secret_value())
-    await connection.execute("UPDATE alembic_version SET version_num = $1", version)
+    url = on_postgres.database_url.get_secret_value()
+    await execute(url, f"UPDATE alembic_version SET version_num = '{version}'")
     for create in (False, True):
         with pytest.raises(LedgerUnavailable, match=f"schema {version}.*{advice}"):
             await use(on_postgres, create=create)
-    assert await connection.fetchval("SELECT version_num FROM alembic_version") == version
-    await connection.close()
+    assert await execute(url, "SELECT version_num FROM alembic_version") == version
 
 
 async def test_a_database_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import asyncpg
 import pytest
 from alembic import command as alembic_command
 from alembic.config import Config
@@ -14,6 +13,7 @@ from sqlalchemy.engine import Connection
 import carehook.ledger.sql.migrations as migrations
 from carehook.ledger.connections.database import Database, parse_database_url
 from carehook.ledger.sql.schema import HEAD
+from tests.servers.clients import execute
 from tests.servers.installation import Installation
 from tests.servers.ports import find_free_port
 from tests.servers.postgres import PostgresServer
@@ -149,11 +149,3 @@ def test_a_schema_that_is_too_new(carehook: Installation, command: tuple[str, ..
 def test_a_schema_that_is_too_new_is_not_migrated_either(carehook: Installation, url_of_a_newer_schema: str) -> None:
     done = carehook.run("migrate", code=3, CAREHOOK_DATABASE_URL=url_of_a_newer_schema)
     assert (done.stdout, done.stderr) == ("", f"Carehook cannot do this: {TOO_NEW}\n")
-
-
-async def execute(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import asyncpg
 import pytest
 import sqlalchemy as sa
 
@@ -20,6 +19,7 @@ from carehook.ledger.port import LedgerUnavailable
 from carehook.ledger.sql.schema import migrate, read_version
 from carehook.ledger.sql.tables import metadata
 from tests.receivers import Answer, RecordingReceiver
+from tests.servers.clients import execute
 from tests.servers.installation import Installation, eventually
 from tests.servers.postgres import PostgresServer
 from tests.stores import ALL, PowerCut, build_settings, create_organization
@@ -177,10 +177,8 @@ def test_a_row_that_the_server_does_not_take_keeps_all_where_they_are(carehook: 
         database = Database(parse_database_url(target))
         await migrate(database)
         await database.close()
-        connection = await asyncpg.connect(target)
         # Swallows the row, as a rule or a trigger of somebody's might.
-        await connection.execute("CREATE RULE nothing AS ON INSERT TO organizations DO INSTEAD NOTHING")
-        await connection.close()
+        await execute(target, "CREATE RULE nothing AS ON INSERT TO organizations DO INSTEAD NOTHING")
 
     asyncio.run(forbid())
     refused = carehook.run("move", target, code=1)

@@ -13,12 +13,12 @@ from pathlib import Path
 from unittest.mock import patch
 from urllib.parse import urlsplit
 
-import nats
 import nats.errors
 import pytest
 from nats.aio.client import Client
 from nats.js.errors import ServiceUnavailableError
 
+from tests.servers.clients import connect_to_nats
 from tests.servers.hosts import THIS_MACHINE
 from tests.servers.nats import NatsOptions, NatsServers
 from tests.servers.ports import find_free_port
@@ -28,14 +28,12 @@ REPOSITORY = Path(__file__).parents[2]
 
 async def count_messages(server: NatsServers, publish: int = 0) -> int:
     """How many messages a stream of this test holds, once as many more are stored."""
-    client = await nats.connect(server.url.split(","))
-    jetstream = client.jetstream()
-    await jetstream.add_stream(name="kept", subjects=["kept"])
-    for _ in range(publish):
-        await jetstream.publish("kept", b"")
-    found = await jetstream.stream_info("kept")
-    await client.close()
-    return found.state.messages
+    async with connect_to_nats(server.url) as client:
+        jetstream = client.jetstream()
+        await jetstream.add_stream(name="kept", subjects=["kept"])
+        for _ in range(publish):
+            await jetstream.publish("kept", b"")
+        return (await jetstream.stream_info("kept")).state.messages
 
 
 @pytest.mark.parametrize("options", [NatsOptions(), NatsOptions(sync_interval="always")])
@@ -57,9 +55,8 @@ async def test_a_cluster_goes_on_without_one_of_its_nodes() -> None:
     with NatsServers(3) as servers:
         assert await count_messages(servers, publish=1) == 1
         servers.stop(0)
-        client = await nats.connect(servers.url_of(1))
-        assert await count_streams(client) == 1
-        await client.close()
+        async with connect_to_nats(servers.url_of(1)) as client:
+            assert await count_streams(client) == 1
 
 
 async def count_streams(client: Client) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from tests.servers.clients import connect_to_postgres, execute
 from tests.servers.postgres import PostgresServer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -23,57 +24,46 @@ def own_server() -> Iterator[PostgresServer]:
         yield server
 
 
-async def run(url: str, *statements: str) -> object:
-    """Run statements on a connection of their own; the last one's first value."""
-    connection = await asyncpg.connect(url)
-    try:
-        for statement in statements[:-1]:
-            await connection.execute(statement)
-        return await connection.fetchval(statements[-1])
-    finally:
-        await connection.close()
-
-
 async def test_it_is_postgresql_18(postgres_server: PostgresServer) -> None:
-    assert str(await run(postgres_server.plain_url(), "SHOW server_version")).startswith("18.")
+    assert str(await execute(postgres_server.plain_url(), "SHOW server_version")).startswith("18.")
 
 
 async def test_each_database_is_its_own(postgres_server: PostgresServer, postgres_database: str) -> None:
     other = postgres_server.create_database()
-    await run(postgres_server.plain_url(postgres_database), "CREATE TABLE deliveries ()", "SELECT 1")
+    await execute(postgres_server.plain_url(postgres_database), "CREATE TABLE deliveries ()", "SELECT 1")
     tables = "SELECT count(*) FROM pg_tables WHERE tablename = 'deliveries'"
-    assert await run(postgres_server.plain_url(postgres_database), tables) == 1
-    assert await run(postgres_server.plain_url(other), tables) == 0
+    assert await execute(postgres_server.plain_url(postgres_database), tables) == 1
+    assert await execute(postgres_server.plain_url(other), tables) == 0
     postgres_server.drop_database(other)
     with pytest.raises(asyncpg.InvalidCatalogNameError):
-        await run(postgres_server.plain_url(other), tables)
+        await execute(postgres_server.plain_url(other), tables)
 
 
 async def test_a_database_can_be_copied(postgres_server: PostgresServer, postgres_database: str) -> None:
-    await run(postgres_server.plain_url(postgres_database), "CREATE TABLE kept AS SELECT 7 AS n", "SELECT 1")
+    await execute(postgres_server.plain_url(postgres_database), "CREATE TABLE kept AS SELECT 7 AS n", "SELECT 1")
     copy = postgres_server.create_database(template=postgres_database)
-    assert await run(postgres_server.plain_url(copy), "SELECT n FROM kept") == 7
+    assert await execute(postgres_server.plain_url(copy), "SELECT n FROM kept") == 7
     postgres_server.drop_database(copy)
 
 
 async def test_what_was_committed_survives_a_kill(own_server: PostgresServer) -> None:
     url = own_server.plain_url(own_server.create_database())
-    await run(url, "CREATE TABLE kept AS SELECT 7 AS n", "SELECT 1")
+    await execute(url, "CREATE TABLE kept AS SELECT 7 AS n", "SELECT 1")
     own_server.kill()
     with pytest.raises(OSError, match=str(own_server.port)):
-        await run(url, "SELECT 1")
+        await execute(url, "SELECT 1")
     own_server.restart()
-    assert await run(url, "SELECT n FROM kept") == 7
+    assert await execute(url, "SELECT n FROM kept") == 7
 
 
 async def test_stopping_closes_connections(own_server: PostgresServer) -> None:
-    connection = await asyncpg.connect(own_server.plain_url())
-    closed = asyncio.Event()
-    connection.add_termination_listener(lambda _: closed.set())
-    own_server.stop()
-    await closed.wait()
+    async with connect_to_postgres(own_server.plain_url()) as connection:
+        closed = asyncio.Event()
+        connection.add_termination_listener(lambda _: closed.set())
+        own_server.stop()
+        await closed.wait()
     own_server.start()
-    assert await run(own_server.plain_url(), "SELECT 1") == 1
+    assert await execute(own_server.plain_url(), "SELECT 1") == 1
 
 
 def test_nothing_is_left_of_tests_that_were_killed() -> None:

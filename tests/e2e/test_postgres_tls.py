@@ -16,6 +16,7 @@ from carehook.events import CATALOGUE
 from carehook.ledger.connections.database import Database, parse_database_url
 from carehook.ledger.port import LedgerUnavailable
 from tests.receivers import RecordingReceiver
+from tests.servers.clients import connect_to_postgres
 from tests.servers.installation import Installation, eventually
 from tests.servers.postgres import PostgresServer
 from tests.servers.tls_front import TlsFront
@@ -49,11 +50,8 @@ class Site:
 
     async def find_connections(self) -> list[asyncpg.Record]:
         """What PostgreSQL knows of Carehook's connections."""
-        connection = await asyncpg.connect(self.server.plain_url(self.database))
-        try:
+        async with connect_to_postgres(self.server.plain_url(self.database)) as connection:
             return list(await connection.fetch(CONNECTIONS))
-        finally:
-            await connection.close()
 
 
 def open_site(

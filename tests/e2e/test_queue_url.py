@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
-import nats
 import pytest
 from nats.js.api import StreamConfig
 from pydantic import SecretStr
@@ -21,6 +20,7 @@ from carehook.events import CATALOGUE
 from carehook.ledger.jetstream import link as jetstream_link
 from carehook.ledger.jetstream.stream import Stream
 from tests.receivers import RecordingReceiver
+from tests.servers.clients import connect_to_nats
 from tests.servers.installation import Installation, eventually
 from tests.servers.nats import NatsOptions, NatsServers
 from tests.servers.ports import find_free_port
@@ -69,9 +69,8 @@ async def test_the_stream_is_made_at_the_first_start_and_found_at_the_next(
     settings = set_queue(build_settings(tmp_path), nats_server.url)
     await open_and_close(settings)
     await open_and_close(settings)
-    client = await nats.connect(nats_server.url)
-    found = await client.jetstream().stream_info(await find_stream(tmp_path))
-    await client.close()
+    async with connect_to_nats(nats_server.url) as client:
+        found = await client.jetstream().stream_info(await find_stream(tmp_path))
     assert (found.config.num_replicas, found.state.consumer_count) == (1, 1)
 
 
@@ -222,11 +221,8 @@ async def test_a_server_too_old_for_schedules(tmp_path: Path) -> None:
 
 
 async def add_stream(server: NatsServers, config: StreamConfig) -> None:
-    client = await nats.connect(server.url.split(","))
-    try:
+    async with connect_to_nats(server.url) as client:
         await client.jetstream().add_stream(config)
-    finally:
-        await client.close()
 
 
 async def test_a_stream_of_that_name_with_other_settings_is_left_as_it_is(
@@ -248,10 +244,9 @@ async def test_subjects_that_another_stream_has(tmp_path: Path, nats_server: Nat
 async def test_a_consumer_of_that_name_with_other_settings(tmp_path: Path, nats_server: NatsServers) -> None:
     stream = Stream((await find_stream(tmp_path)).removeprefix("carehook-"))
     await add_stream(nats_server, stream.build_config(1))
-    client = await nats.connect(nats_server.url)
     other = stream.build_consumer_config().evolve(deliver_subject="elsewhere", max_waiting=None)
-    await client.jetstream().add_consumer(stream.name, other)
-    await client.close()
+    async with connect_to_nats(nats_server.url) as client:
+        await client.jetstream().add_consumer(stream.name, other)
     said = await refuse(tmp_path, nats_server.url)
     assert f"nats consumer rm {stream.name} workers" in said
 
@@ -262,9 +257,8 @@ async def test_on_a_cluster_the_stream_has_three_replicas_and_no_fewer(
     with NatsServers(3) as servers:
         name = await find_stream(tmp_path / "first")
         await open_and_close(set_queue(build_settings(tmp_path / "first"), servers.url))
-        client = await nats.connect(servers.url.split(","))
-        found = await client.jetstream().stream_info(name)
-        await client.close()
+        async with connect_to_nats(servers.url) as client:
+            found = await client.jetstream().stream_info(name)
         assert found.config.num_replicas == 3
 
         other = Stream((await find_stream(tmp_path / "second")).removeprefix("carehook-"))

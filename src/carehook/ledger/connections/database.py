@@ -96,6 +96,7 @@ class Database:
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._session_writer: SqliteWriter | None = None
         self._connections: Connections | None = None
+        self._is_closed = False
         if self.is_sqlite:
             self._reader = _create_sqlite_engine(url, pool_size=pool_size, read_only=True)
             self._writer = _create_sqlite_engine(url, pool_size=1, read_only=False)
@@ -165,7 +166,13 @@ class Database:
             raise
         finally:
             # A connection whose transaction was cancelled goes back to the pool all the same.
-            await end(connection.close())
+            await end(self._give_back(connection))
+
+    async def _give_back(self, connection: AsyncConnection) -> None:
+        if self._is_closed:
+            # Its pool is gone, and nobody would close it.
+            await connection.invalidate()
+        await connection.close()
 
     def explain(self, error: Exception) -> LedgerUnavailable:
         """One sentence, for the operator, about a store that does not answer; without its password."""
@@ -173,7 +180,11 @@ class Database:
         return LedgerUnavailable(f"the database {url.render_as_string(hide_password=True)} {describe_error(error)}")
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; those in use, when they are given back."""
+        self._is_closed = True
+        await end(self._close())
+
+    async def _close(self) -> None:
         if self._session_writer is not None:
             await self._session_writer.close()
         if self._connections is not None:

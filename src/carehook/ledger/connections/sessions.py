@@ -25,13 +25,20 @@ INTEGRITY_ERRORS: Final = (sqlite3.IntegrityError, sa.exc.IntegrityError)
 
 
 async def end(begun: Awaitable[Result]) -> Result:
-    """What `begun` gives. A caller that is cancelled is told so only when it has ended: nothing goes on behind it."""
+    """What `begun` gives. A caller that is cancelled, however often, is told so only when it has ended."""
     task = asyncio.ensure_future(begun)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+    is_cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            is_cancelled = True
+    if is_cancelled:
+        # How it ended is told to nobody.
+        if not task.cancelled():
+            task.exception()
+        raise asyncio.CancelledError
+    return task.result()
 
 
 class Session(ABC):

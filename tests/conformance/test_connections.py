@@ -1,0 +1,92 @@
+"""Connections to PostgreSQL are closed with the store, however that comes about."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from carehook.ledger.connections.database import Database, parse_database_url
+from carehook.ledger.connections.sessions import end
+from tests.servers.clients import execute
+from tests.servers.postgres import PostgresServer
+
+COUNT = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'carehook' AND datname = current_database()"
+
+
+@pytest.fixture
+def url(postgres_server: PostgresServer, postgres_database: str) -> str:
+    return postgres_server.plain_url(postgres_database)
+
+
+@pytest.fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    database = Database(parse_database_url(url))
+    yield database
+    await database.close()
+
+
+async def open_some(database: Database) -> None:
+    """Two connections each way, given back and idle."""
+    async with database.read(), database.read():
+        await asyncio.gather(*(database.connections.fetch("SELECT 1") for _ in range(2)))
+
+
+async def until_none_is_open(url: str) -> None:
+    """Return when the server knows of no connection any more; it takes a moment to see that one has ended."""
+    async with asyncio.timeout(10):
+        while await execute(url, COUNT):
+            """Not yet."""
+
+
+async def test_all_that_are_idle_are_closed(url: str, database: Database) -> None:
+    await open_some(database)
+    assert await execute(url, COUNT) == 4
+    await database.close()
+    await until_none_is_open(url)
+
+
+async def test_one_that_is_in_use_is_closed_when_it_is_given_back(url: str, database: Database) -> None:
+    async with database.read():
+        await database.close()
+        assert await execute(url, COUNT) == 1
+    await until_none_is_open(url)
+
+
+async def test_a_close_that_is_cancelled_closes_all_the_same(url: str, database: Database) -> None:
+    await open_some(database)
+    closing = asyncio.create_task(database.close())
+    for _ in range(2):
+        await asyncio.sleep(0)
+        closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    await until_none_is_open(url)
+
+
+async def test_who_is_cancelled_again_and_again_waits_for_the_end() -> None:
+    goes_on, is_over = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        await goes_on.wait()
+        is_over.set()
+
+    waiting = asyncio.create_task(end(work()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        waiting.cancel()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert is_over.is_set()
+
+
+async def test_who_is_not_cancelled_hears_what_went_wrong() -> None:
+    async def work() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await end(work())
