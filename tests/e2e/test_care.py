@@ -16,15 +16,14 @@ from pydantic import BaseModel, ValidationError
 from carehook.application import Application
 from carehook.bootstrap import open_carehook
 from carehook.config import Settings
-from carehook.intake.care import (
-    CareRecords,
+from carehook.intake.care import CareRecords, Told
+from carehook.intake.consultations import (
     Finish,
     History,
     NewConsultation,
     NewPrescription,
     NewSoapReport,
     ProfessionalProfile,
-    Told,
 )
 from carehook.ledger.records import ConsultationRow
 from carehook.refusals import Conflict, Invalid, NotFound

@@ -12,7 +12,7 @@ import pytest
 from carehook.application import Application
 from carehook.bootstrap import open_carehook
 from carehook.config import Settings
-from carehook.intake.care import Finish, History, NewConsultation, NewSoapReport, ProfessionalProfile
+from carehook.intake.consultations import Finish, History, NewConsultation, NewSoapReport, ProfessionalProfile
 from tests.servers.interrupted_care import REPORT
 from tests.stores import (
     build_settings,

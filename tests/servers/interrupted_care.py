@@ -12,7 +12,7 @@ from typing import Any
 
 from carehook.bootstrap import open_carehook
 from carehook.config import load_settings
-from carehook.intake.care import Finish, NewSoapReport
+from carehook.intake.consultations import Finish, NewSoapReport
 from carehook.ledger.sql import care, deliveries, events
 
 REPORT = {

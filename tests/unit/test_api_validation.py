@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from carehook.api.validation import build_request_errors
 from carehook.directory.endpoints import NewEndpoint
 from carehook.field_errors import FieldError
-from carehook.intake.care import NewConsultation, NewPrescription
+from carehook.intake.consultations import NewConsultation, NewPrescription
 
 SECRET = "s3cr3t"
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from carehook.directory.endpoints import NewEndpoint
 from carehook.directory.organizations import NewOrganization
-from carehook.intake.care import Finish, NewConsultation, NewPrescription
+from carehook.intake.consultations import Finish, NewConsultation, NewPrescription
 from carehook.refusals import Invalid, build_invalid, build_invalid_model, build_not_found
 
 METHODS = ("none", "basic", "bearer", "headers", "oauth2_client_credentials")

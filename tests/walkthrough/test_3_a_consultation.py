@@ -4,7 +4,14 @@ from carehook import PatientConsultationFinished, PatientReportSent, Webhook
 from carehook.application import Application
 from carehook.directory.endpoints import NewEndpoint
 from carehook.directory.organizations import NewOrganization
-from carehook.intake.care import Finish, History, NewConsultation, NewPrescription, NewSoapReport, ProfessionalProfile
+from carehook.intake.consultations import (
+    Finish,
+    History,
+    NewConsultation,
+    NewPrescription,
+    NewSoapReport,
+    ProfessionalProfile,
+)
 from tests.receivers import RecordingReceiver
 
 HISTORY = {

@@ -10,7 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from carehook.api.context import Caller, Carehook, ConsultationId, OrganizationId, PatientCode, ProfessionalId
 from carehook.api.routes import MemberRoute, TokenRoute, build_router
 from carehook.events import Allergy, ContractDateTime, Disease, Medication, SoapContent, Speciality
-from carehook.intake.care import Finish, History, NewConsultation, NewPrescription, NewReport, ProfessionalProfile
+from carehook.intake.consultations import (
+    Finish,
+    History,
+    NewConsultation,
+    NewPrescription,
+    NewReport,
+    ProfessionalProfile,
+)
 from carehook.ledger.records import PLATFORM
 
 members = build_router(MemberRoute, "Care")

@@ -13,7 +13,7 @@ from carehook.api.routes import TOKEN_KEY, find_application
 from carehook.application import Application
 from carehook.events import CATALOGUE
 from carehook.ids import DELIVERY, ENDPOINT, EVENT, ORGANIZATION
-from carehook.intake.care import CareId
+from carehook.intake.consultations import CareId
 from carehook.ledger.records import Role, Token
 
 

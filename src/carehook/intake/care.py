@@ -14,28 +14,25 @@ import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, Literal
+from datetime import datetime, timedelta
+from typing import Any, Final
 from uuid import uuid4
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import ValidationError
 
 from carehook.clock import Clock
-from carehook.directory.authentication.fields import Matching
-from carehook.events import (
-    Allergy,
-    AnyEvent,
-    ContractDateTime,
-    Disease,
-    Medication,
-    PatientConsultationFinished,
-    PatientReportSent,
-    SoapContent,
-    Speciality,
-)
+from carehook.events import AnyEvent, PatientConsultationFinished, PatientReportSent
 from carehook.ids import ORGANIZATION, is_id
 from carehook.intake.accept import Intake, store_event
+from carehook.intake.consultations import (
+    CARE_ID,
+    Finish,
+    History,
+    NewConsultation,
+    NewPrescription,
+    NewReport,
+    ProfessionalProfile,
+)
 from carehook.intake.recipients import freeze_event
 from carehook.ledger.port import DuplicateKey, Ledger, Transaction
 from carehook.ledger.records import (
@@ -50,85 +47,6 @@ from carehook.refusals import Conflict, build_invalid, build_invalid_model, buil
 
 CLOCK_TOLERANCE: Final = timedelta(minutes=5)
 """How far the platform's clock may be ahead of ours."""
-
-# Ids are parts of URLs: there a slash parts them, and clients resolve `.` and `..` before they send. Bytes of a URL
-# that are not UTF-8 all arrive as U+FFFD, so ids with it would be taken for one another.
-_CARE_ID: Final = Matching(
-    r"^(?!\.{1,2}$)[^\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd/]{1,200}$",
-    "must have 1 to 200 characters of valid UTF-8 on one line, without '/' or U+FFFD, and be neither '.' nor '..'",
-)
-
-CareId = Annotated[str, Strict(), _CARE_ID]
-"""An id that the platform gives."""
-
-EARLIEST: Final = datetime(1900, 1, 1, tzinfo=UTC)
-
-
-def _check_plausible(moment: datetime) -> datetime:
-    """`moment` itself. Raises `PydanticCustomError` for what programs write where they know no date, as the year 1."""
-    if moment < EARLIEST:
-        raise PydanticCustomError("care_datetime", "must not lie before 1900")
-    return moment
-
-
-CareDateTime = Annotated[ContractDateTime, AfterValidator(_check_plausible)]
-
-Line = Annotated[str, StringConstraints(strict=True, max_length=2000, pattern=r"^[^\x00]*$")]
-
-
-class _CareModel(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class History(_CareModel):
-    """A patient's medical history, whole: it replaces the one that was there."""
-
-    allergies: list[Allergy]
-    diseases: list[Disease]
-    medications: list[Medication]
-
-
-class ProfessionalProfile(_CareModel):
-    """A professional as consultations show them. `avatar` is the URL of a picture."""
-
-    name: Line
-    avatar: Line
-
-
-class NewConsultation(_CareModel):
-    """A consultation that begins, now where `start_date` is left out."""
-
-    id: CareId | None = None
-    type: Literal["appointment", "chat"]
-    patient_code: CareId
-    professional_id: CareId
-    speciality: Speciality
-    start_date: CareDateTime | None = None
-
-
-class NewSoapReport(_CareModel):
-    """A SOAP report that is sent to the patient."""
-
-    id: CareId | None = None
-    type: Literal["soap"]
-    content: SoapContent
-
-
-# A report's `type` decides the structure of its `content`: another type joins here with its own model.
-NewReport = NewSoapReport
-
-
-class NewPrescription(_CareModel):
-    """A prescription, by its active substances."""
-
-    id: CareId | None = None
-    active_substances: Annotated[list[Line], Field(min_length=1, max_length=100)]
-
-
-class Finish(_CareModel):
-    """The end of a consultation, now where `end_date` is left out."""
-
-    end_date: CareDateTime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +178,7 @@ class CareRecords:
     async def _consultation(
         self, organization_id: str, consultation_id: str
     ) -> AsyncIterator[tuple[Transaction, ConsultationRow]]:
-        if not _CARE_ID.matches(consultation_id):
+        if not CARE_ID.matches(consultation_id):
             raise build_not_found("consultation", consultation_id)
         async with self._organization(organization_id) as transaction:
             consultation = await transaction.care.consultation(organization_id, consultation_id, lock=True)
@@ -270,8 +188,8 @@ class CareRecords:
 
 
 def _check_id(field: str, value: str) -> None:
-    if not _CARE_ID.matches(value):
-        raise build_invalid(field, _CARE_ID.message)
+    if not CARE_ID.matches(value):
+        raise build_invalid(field, CARE_ID.message)
 
 
 def _decide_end(consultation: ConsultationRow, finish: Finish, now: datetime) -> datetime:
