@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
@@ -16,7 +16,7 @@ from carehook.ledger.connections import sessions
 from carehook.ledger.connections.postgresql import Connections
 from carehook.ledger.connections.sessions import Row, SessionSqlite
 from carehook.ledger.port import Transaction
-from carehook.ledger.records import DeliveryFilter, PageRequest
+from carehook.ledger.records import ClaimedDelivery, DeliveryFilter, PageRequest
 from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition
 from tests.conformance.store import LEASE, NOW, ORGANIZATION, SECOND, Store, build_delivery, build_event, build_finished
 
@@ -249,10 +249,16 @@ async def test_results_in_an_order_go_by_the_index_of_the_order(lanes: Store) ->
 
 
 async def test_disabling_for_failures_leaves_the_history_unread(lanes: Store) -> None:
-    await lanes.publish(*["ep_1"] * 10)
-    claimed = [each for each in await lanes.claim() if each.endpoint.id == "ep_1"]
-    results = [build_finished(each, Transition.EXHAUST) for each in claimed]
-    plan = await explain(lanes, lambda: lanes.queue.finish(results, NOW + timedelta(days=6)))
+    await lanes.publish(*["ep_1"] * 11)
+    first, *tried, last = [each for each in await lanes.claim() if each.endpoint.id == "ep_1"]
+    day = timedelta(days=1)
+
+    async def fail(*claimed: ClaimedDelivery, at: datetime) -> None:
+        await lanes.queue.finish([build_finished(each, Transition.EXHAUST, started_at=at) for each in claimed], at)
+
+    await fail(first, at=NOW)
+    await fail(*tried, at=NOW + 5 * day)
+    plan = await explain(lanes, lambda: fail(last, at=NOW + 6 * day))
     assert (await lanes.endpoint("ep_1")).status is EndpointStatus.DISABLED
     assert "UPDATE endpoints" in plan
     assert not FULL_SCAN.search(plan), plan
