@@ -21,12 +21,12 @@ from types import TracebackType
 from typing import Self
 
 from tests.servers.hosts import THIS_MACHINE, Host
+from tests.servers.processes import end_process, start_watchdog
 
 START_TIMEOUT = 30.0
 _TRIES = 4
-STOP_TIMEOUT = 10.0
 
-# Waits until the tests' process lets go of its end of the pipe, even by `kill -9`; then nothing may stay.
+# When the tests' process has let go of it, nothing may stay.
 WATCHDOG = """
 read -r _
 for file in "$1"/*.pid; do [ -e "$file" ] && kill -9 "$(cat "$file")"; done
@@ -81,15 +81,9 @@ class _Node:
 
     def end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(how)
-        try:
-            process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        self._pid_file.unlink()
+        if process is not None:
+            end_process(process, how)
+            self._pid_file.unlink()
 
     def is_healthy(self) -> bool:
         """Whether it takes connections and its JetStream, where it has one, is ready. Raises where it has ended."""
@@ -148,14 +142,7 @@ class NatsServers:
     def __enter__(self) -> Self:
         self._directory = Path(tempfile.mkdtemp(prefix="carehook-nats-"))
         self._nodes = self._build_nodes()
-        self._watchdog = subprocess.Popen(
-            ["/bin/sh", "-c", WATCHDOG, "watchdog", self._directory],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,
-        )
+        self._watchdog = start_watchdog(WATCHDOG, self._directory)
         try:
             self._start_first()
         except BaseException:

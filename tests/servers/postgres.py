@@ -19,16 +19,16 @@ from typing import Self
 
 from tests.servers.hosts import THIS_MACHINE, Host
 from tests.servers.postgres_programs import choose_account, find_binaries, give, identify, make_directory
+from tests.servers.processes import end_process, start_watchdog
 
 SUPERUSER = "postgres"
 START_TIMEOUT = 30.0
-STOP_TIMEOUT = 10.0
 
 FAST = {"fsync": "off", "full_page_writes": "off"}
 """The settings of a server whose data nobody will miss."""
 
-# Waits until the tests' process lets go of its end of the pipe, even by `kill -9`; then nothing may stay. It stops the
-# server where that runs, and removes what there is on this machine.
+# When the tests' process has let go of it, nothing may stay. It stops the server where that runs, and removes what
+# there is on this machine.
 STOPPER = 'read -r _; exec "$1" stop --pgdata "$2/data" --mode immediate --silent'
 WATCHDOG = 'directory=$1; shift; "$@"; rm -rf -- "$directory"'
 
@@ -191,14 +191,8 @@ class PostgresServer:
 
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(how)
-        try:
-            process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            end_process(process, how)
 
     def _execute(self, statement: str) -> None:
         environment = {
@@ -226,16 +220,7 @@ class PostgresServer:
         stopper: list[str | Path] = ["/bin/sh", "-c", STOPPER, "stopper", self._binaries / "pg_ctl", self._directory]
         call = self._host.build_call(stopper, self._account)
         # Within the call the account may be changed on the way; who removes is who made.
-        watchdog = ["/bin/sh", "-c", WATCHDOG, "watchdog", self._directory, *call.pop("args")]
-        return subprocess.Popen(
-            watchdog,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,
-            **call,
-        )
+        return start_watchdog(WATCHDOG, self._directory, *call.pop("args"), **call)
 
     def _remove(self) -> None:
         self.stop()

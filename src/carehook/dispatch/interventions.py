@@ -10,8 +10,8 @@ from datetime import datetime
 from carehook.clock import Clock
 from carehook.ids import DELIVERY, new_id
 from carehook.ledger.port import Ledger, Transaction
-from carehook.ledger.records import Delivery, Endpoint, NewDelivery, StoredEvent
-from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering, Transition, states_before
+from carehook.ledger.records import Delivery, Endpoint, StoredEvent, build_delivery
+from carehook.ledger.states import DeliveryState, EndpointStatus, Transition, states_before
 from carehook.refusals import Conflict, build_invalid, build_not_found
 
 
@@ -58,7 +58,7 @@ class Interventions:
         for present in await transaction.deliveries.of_event(event.id):
             if present.endpoint_id == endpoint_id:
                 return await transaction.deliveries.resend([present.id], self._clock())
-        await transaction.deliveries.add([_build_delivery(event, endpoint, self._clock())])
+        await transaction.deliveries.add([build_delivery(new_id(DELIVERY), event, endpoint, self._clock())])
         return 1
 
     async def recover(self, endpoint_id: str, since: datetime) -> int:
@@ -98,16 +98,3 @@ def _check_endpoint(endpoint: Endpoint | None, event: StoredEvent) -> Endpoint:
     if endpoint.event_types and event.type not in endpoint.event_types:
         raise build_invalid("endpoint_id", f"names an endpoint that is not subscribed to {event.type}")
     return endpoint
-
-
-def _build_delivery(event: StoredEvent, endpoint: Endpoint, now: datetime) -> NewDelivery:
-    return NewDelivery(
-        id=new_id(DELIVERY),
-        event_id=event.id,
-        endpoint_id=endpoint.id,
-        organization_id=event.organization_id,
-        event_type=event.type,
-        state=DeliveryState.PENDING if endpoint.status is EndpointStatus.ACTIVE else DeliveryState.HELD,
-        created_at=now,
-        order_key=event.patient_key if endpoint.ordering is Ordering.PATIENT else None,
-    )

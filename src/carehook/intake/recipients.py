@@ -8,8 +8,8 @@ from hashlib import sha256
 
 from carehook.events import AnyEvent, build_body
 from carehook.ids import DELIVERY, EVENT, new_id
-from carehook.ledger.records import Endpoint, NewDelivery, StoredEvent
-from carehook.ledger.states import DeliveryState, EndpointStatus, Ordering
+from carehook.ledger.records import Endpoint, NewDelivery, StoredEvent, build_delivery
+from carehook.ledger.states import EndpointStatus
 
 
 def freeze_event(organization_id: str, event: AnyEvent, now: datetime, *, is_test: bool = False) -> StoredEvent:
@@ -45,17 +45,5 @@ def match_recipients(event: StoredEvent, endpoints: Iterable[Endpoint]) -> list[
 
 
 def build_deliveries(event: StoredEvent, recipients: Sequence[Endpoint]) -> list[NewDelivery]:
-    """A delivery for each recipient: due at once, or held where the endpoint does not receive now."""
-    return [
-        NewDelivery(
-            id=new_id(DELIVERY),
-            event_id=event.id,
-            endpoint_id=endpoint.id,
-            organization_id=event.organization_id,
-            event_type=event.type,
-            state=DeliveryState.PENDING if endpoint.status is EndpointStatus.ACTIVE else DeliveryState.HELD,
-            created_at=event.created_at,
-            order_key=event.patient_key if endpoint.ordering is Ordering.PATIENT else None,
-        )
-        for endpoint in recipients
-    ]
+    """A delivery for each recipient."""
+    return [build_delivery(new_id(DELIVERY), event, endpoint, event.created_at) for endpoint in recipients]

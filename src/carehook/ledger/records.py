@@ -125,6 +125,20 @@ class NewDelivery:
     """At an endpoint, deliveries of the same key go one after another, as their events were accepted."""
 
 
+def build_delivery(delivery_id: str, event: StoredEvent, endpoint: Endpoint, created_at: datetime) -> NewDelivery:
+    """A delivery: due at once, or held where the endpoint does not receive now; in order where that is asked for."""
+    return NewDelivery(
+        id=delivery_id,
+        event_id=event.id,
+        endpoint_id=endpoint.id,
+        organization_id=event.organization_id,
+        event_type=event.type,
+        state=DeliveryState.PENDING if endpoint.status is EndpointStatus.ACTIVE else DeliveryState.HELD,
+        created_at=created_at,
+        order_key=event.patient_key if endpoint.ordering is Ordering.PATIENT else None,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """One event for one endpoint. While a request may be in flight `lease_until` says until when at the latest.
