@@ -230,7 +230,8 @@ class _Accountant:
             # A clock that jumps begins anew, and what is tried at an open circuit goes whatever the rate.
             tried = sum(not each.is_taken for each in arrivals)
             allowed = (1 + self._jumps) * (rate * _TOLERANCE + 2) + tried
-            yield from find_haste(arrivals, self._registered.began, rate, allowed)
+            limited = [each for each in arrivals if each.began < self._registered.opened_at]
+            yield from find_haste(limited, self._registered.began, rate, allowed)
 
     def _examine_silences(
         self, endpoint: Endpoint, arrivals: Sequence[Arrival], deliveries: Mapping[str, Delivery]

@@ -59,6 +59,8 @@ class Registered:
     def __init__(self, api: Api, receivers: Sequence[FailingReceiver]) -> None:
         self._api = api
         self.began = time.monotonic()
+        self.opened_at = math.inf
+        """From when on no rate was limited any more."""
         self.organization_id: str = api.ask("POST", "/v1/organizations", {"name": "Example Insurer"})["id"]
         self.path = f"/v1/organizations/{self.organization_id}"
         self.lasting = [self._register(receiver, number) for number, receiver in enumerate(receivers)]
@@ -77,9 +79,11 @@ class Registered:
         receiver.expect(name, created["signature_value"], created["signing_secret"])
         return Endpoint(str(created["id"]), name, receiver)
 
-    def resume_all(self) -> None:
-        """Let all lasting endpoints receive, with their circuits closed."""
+    def open_all(self) -> None:
+        """Let all lasting endpoints receive, with their circuits closed and as fast as they can."""
+        self.opened_at = time.monotonic()
         for endpoint in self.lasting:
+            self._api.ask("PATCH", f"/v1/endpoints/{endpoint.id}", {"rate_limit": None})
             self._api.ask("POST", f"/v1/endpoints/{endpoint.id}/resume")
 
     def is_delivered(self) -> bool:

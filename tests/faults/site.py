@@ -55,8 +55,9 @@ RECEIVERS: Final[Sequence[Callable[[Host], FailingReceiver]]] = (
     partial(
         FailingReceiver,
         habits=Habits(outage=range(5, 15)),
-        rate_limit=20.0,
-        event_types=["patient_consultation_finished"],
+        # Fewer than come, so that it has a backlog.
+        rate_limit=5.0,
+        event_types=["patient_report_sent"],
     ),
 )
 """One of each endpoint."""
@@ -216,7 +217,7 @@ class Site:
         # Else a circuit that is open for what is refused for ever would keep the rest waiting for minutes.
         for receiver in [*self.receivers, self._passing]:
             receiver.relent()
-        self.registered.resume_all()
+        self.registered.open_all()
         wait_until(self.registered.is_delivered, "end of the backlog")
         codes = [process.drain() for process in self.processes]
         store = Store(self._find_store())
