@@ -81,8 +81,8 @@ class Metrics:
         )
         self._oldest_due = Gauge(
             "carehook_oldest_due_seconds",
-            "For how long the oldest due delivery of active endpoints has been due, those behind open circuits aside; 0 "
-            "when none is.",
+            "For how long the oldest due delivery of an active endpoint has been due, those behind open circuits aside; "
+            "0 when none is.",
             registry=self._backlog_registry,
         )
         self._circuits_open = Gauge(

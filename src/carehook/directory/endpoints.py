@@ -75,7 +75,7 @@ _ORDERING: Final = (
 
 
 PARTS_AT_ONCE: Final = 5
-"""How many parts of a backlog, of 5,000 deliveries each, follow a new status before whoever asked for it is answered."""
+"""How many parts of a backlog, of 5,000 deliveries each, follow a new status before whoever asked is answered."""
 
 MOST_REORDERED: Final = 100_000
 """Unfinished deliveries with which an endpoint's ordering may still be changed: they all move in one transaction."""

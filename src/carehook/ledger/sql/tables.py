@@ -180,8 +180,8 @@ UNFINISHED_STATES = (DeliveryState.PENDING, DeliveryState.HELD)
 """Those in which something more happens to a delivery by itself."""
 
 
-# Of what equals a constant no order is asked for: PostgreSQL would take this one for that of the ids alone, of which there
-# is an index as well, through the whole history.
+# Not by an equality, or PostgreSQL would take an order by state and id for one by the id alone, of which there is an
+# index as well, through the whole history.
 _held = sa.or_(_is(DeliveryState.HELD), _is(DeliveryState.EXHAUSTED)) & (
     deliveries.c.state > sa.literal_column(f"'{DeliveryState.EXHAUSTED}'")
 )
