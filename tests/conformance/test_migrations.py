@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -150,65 +150,83 @@ OLD_DELIVERIES = (
 )
 
 
+def insert(connection: Connection, table: sa.Table, **values: Any) -> None:
+    connection.execute(sa.insert(table).values(values))
+
+
+def insert_endpoint(connection: Connection, endpoint_id: str, **fields: Any) -> None:
+    """An endpoint as version 0001 wrote it, with what else is given."""
+    insert(
+        connection,
+        endpoints,
+        id=endpoint_id,
+        organization_id=ORGANIZATION,
+        url="https://insurer.example/hook",
+        description="",
+        event_types=["patient_report_sent"],
+        sealed_secrets=b"\x00sealed",
+        created_at=NOW,
+        updated_at=NOW,
+        **fields,
+    )
+
+
+def insert_delivery(connection: Connection, old: OldDelivery, **fields: Any) -> None:
+    """A delivery of an event of its own as version 0001 wrote them, with what else is given."""
+    event_id = old.id.replace("dlv", "evt")
+    insert(
+        connection,
+        events,
+        id=event_id,
+        organization_id=ORGANIZATION,
+        type="patient_report_sent",
+        occurred_on=1.5,
+        body=b"{}",
+        is_test=False,
+        created_at=NOW,
+    )
+    insert(
+        connection,
+        deliveries,
+        id=old.id,
+        event_id=event_id,
+        organization_id=ORGANIZATION,
+        event_type="patient_report_sent",
+        state=old.state,
+        due_at=old.due_at,
+        leased_at=NOW if old.is_leased else None,
+        lease_until=NOW + LEASE if old.is_leased else None,
+        lease_token=int(old.is_leased),
+        failure_count=old.failure_count,
+        created_at=NOW,
+        **fields,
+    )
+
+
 def fill_old(connection: Connection) -> None:
     """Rows as version 0001 wrote them, with none of the columns that came later."""
-
-    def insert(table: sa.Table, **values: Any) -> None:
-        connection.execute(sa.insert(table).values(values))
-
-    insert(organizations, id=ORGANIZATION, name="Insurer", created_at=NOW)
+    insert(connection, organizations, id=ORGANIZATION, name="Insurer", created_at=NOW)
     for endpoint_id, status in (("ep_1", "active"), ("ep_2", "paused"), ("ep_3", "deleted")):
-        insert(
-            endpoints,
-            id=endpoint_id,
-            organization_id=ORGANIZATION,
-            url="https://insurer.example/hook",
-            description="",
-            event_types=["patient_report_sent"],
-            status=status,
-            sealed_secrets=b"\x00sealed",
-            created_at=NOW,
-            updated_at=NOW,
-        )
+        insert_endpoint(connection, endpoint_id, status=status)
     for old in OLD_DELIVERIES:
-        event_id = old.id.replace("dlv", "evt")
-        insert(
-            events,
-            id=event_id,
-            organization_id=ORGANIZATION,
-            type="patient_report_sent",
-            occurred_on=1.5,
-            body=b"{}",
-            is_test=False,
-            created_at=NOW,
-        )
-        insert(
-            deliveries,
-            id=old.id,
-            event_id=event_id,
-            endpoint_id="ep_2" if old.state is DeliveryState.HELD else "ep_1",
-            organization_id=ORGANIZATION,
-            event_type="patient_report_sent",
-            state=old.state,
-            due_at=old.due_at,
-            leased_at=NOW if old.is_leased else None,
-            lease_until=NOW + LEASE if old.is_leased else None,
-            lease_token=int(old.is_leased),
-            failure_count=old.failure_count,
-            created_at=NOW,
-        )
+        insert_delivery(connection, old, endpoint_id="ep_2" if old.state is DeliveryState.HELD else "ep_1")
+
+
+async def make_old(url: str, version: str, fill: Callable[[Connection], None]) -> None:
+    """A store that was at an old version, with something in it, and was brought up to date."""
+    old = Database(parse_database_url(url))
+    async with old.write() as connection:
+        await connection.run_sync(upgrade_to, version)
+        await connection.run_sync(fill)
+    assert await read_version(old) == version
+    await migrate(old)
+    await old.close()
 
 
 @pytest.fixture
 async def upgraded(empty_url: str) -> AsyncIterator[Store]:
     """A store that was at schema 0001, with something of everything in it, and was brought up to date."""
-    old = Database(parse_database_url(empty_url))
-    async with old.write() as connection:
-        await connection.run_sync(upgrade_to, "0001")
-        await connection.run_sync(fill_old)
-    assert await read_version(old) == "0001"
-    await migrate(old)
-    await old.close()
+    await make_old(empty_url, "0001", fill_old)
     async with contextlib.AsyncExitStack() as opened:
         yield await Store.open(empty_url, opened)
 
@@ -264,3 +282,34 @@ async def test_after_an_upgrade_limits_and_order_can_be_asked_for(upgraded: Stor
     assert claimed_first.id == first
     await upgraded.queue.recover_lost(NOW + LEASE)
     assert second not in {each.id for each in await upgraded.claim(now=NOW + LEASE)}
+
+
+def fill_ordered(connection: Connection) -> None:
+    """Rows as version 0003 wrote them: what waited for a failed one was put off with it."""
+    insert(connection, organizations, id=ORGANIZATION, name="Insurer", created_at=NOW)
+    for endpoint_id, ordering in (("ep_1", Ordering.PATIENT), ("ep_2", Ordering.NONE)):
+        insert_endpoint(connection, endpoint_id, status="active", ordering=ordering)
+        connection.execute(sa.text("INSERT INTO lanes (endpoint_id) VALUES (:id)").bindparams(id=endpoint_id))
+    for number, old in enumerate(OLD_ORDERED, 1):
+        endpoint_id = "ep_2" if old.id == "dlv_resent" else "ep_1"
+        insert_delivery(connection, old, endpoint_id=endpoint_id, order_key="ann", position=number)
+
+
+LATER = NOW + 60 * SECOND
+OLD_ORDERED = (
+    OldDelivery("dlv_failed", DeliveryState.PENDING, LATER, failure_count=1),
+    OldDelivery("dlv_behind", DeliveryState.PENDING, LATER),
+    OldDelivery("dlv_resent", DeliveryState.PENDING, NOW),
+)
+
+
+async def test_after_an_upgrade_what_was_put_off_follows_what_it_waits_for(empty_url: str) -> None:
+    await make_old(empty_url, "0003", fill_ordered)
+    async with contextlib.AsyncExitStack() as opened:
+        store = await Store.open(empty_url, opened)
+        # At an endpoint that asks for order no more, nothing is in one.
+        assert [each.id for each in await store.claim()] == ["dlv_resent"]
+        async with store.ledger.transaction() as tx:
+            assert await tx.deliveries.retry("dlv_failed", NOW)
+        assert await store.finish(await store.claim_one())
+        assert (await store.claim_one()).id == "dlv_behind"

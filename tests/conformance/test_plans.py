@@ -24,7 +24,7 @@ HISTORY = 4000
 
 # Reads every row of a table that grows with every event, or every entry of an index of all its rows.
 FULL_SCAN = re.compile(
-    r"SCAN (?:deliveries|events|attempts|earlier|head|after)"
+    r"SCAN (?:deliveries|events|attempts|earlier|over|next)"
     r"(?! USING (?:COVERING )?INDEX ix_deliveries_(?:due|leased|set_aside))"
     r"|Seq Scan on (?:deliveries|events|attempts)"
 )

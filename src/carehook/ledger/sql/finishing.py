@@ -138,7 +138,7 @@ def recover_some(session: Session, now: datetime) -> int:
     found = LOST.fetch(session, now=now, most=RECOVERED_AT_ONCE)
     lanes = lock_lanes(session, {endpoint_id for _, endpoint_id, order_key in found if order_key is not None})
     ids = [delivery_id for delivery_id, *_ in found]
-    order = find_next(session, ids)
+    order = find_next(session, [delivery_id for delivery_id, endpoint_id, _ in found if endpoint_id in lanes])
     lost = [
         (delivery_id, leased_at, until, attempt_count)
         for delivery_id, endpoint_id, order_key, leased_at, until, attempt_count in LOCK_LOST.fetch(

@@ -1,4 +1,4 @@
-"""Long backlogs: they follow their endpoint's status in parts, and positions are counted apart from the lanes."""
+"""Long backlogs follow their endpoint's status in parts; orders are parked, positions are counted apart from lanes."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -40,4 +40,15 @@ def upgrade() -> None:
         ["endpoint_id", "state", "id"],
         sqlite_where=_SET_ASIDE,
         postgresql_where=_SET_ASIDE,
+    )
+    # What waited for another was put off until that was tried again. Now it is due, is looked at once, and parked.
+    op.execute(
+        "UPDATE deliveries SET due_at = created_at WHERE due_at > created_at AND failure_count = 0 "
+        "AND order_key IS NOT NULL AND (state = 'pending' OR state = 'held')"
+    )
+    # Where nothing is in an order any more, neither is what was over then and was sent again since.
+    op.execute(
+        "UPDATE deliveries SET order_key = NULL, position = NULL "
+        "WHERE order_key IS NOT NULL AND (state = 'pending' OR state = 'held') "
+        "AND endpoint_id IN (SELECT id FROM endpoints WHERE ordering = 'none')"
     )
