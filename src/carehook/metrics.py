@@ -81,7 +81,7 @@ class Metrics:
         )
         self._oldest_due = Gauge(
             "carehook_oldest_due_seconds",
-            "For how long the oldest due delivery of an active endpoint has been due, those behind open circuits aside; "
+            "For how long the oldest due delivery of an active endpoint is due, those behind open circuits aside; "
             "0 when none is.",
             registry=self._backlog_registry,
         )
