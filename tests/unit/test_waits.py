@@ -110,6 +110,16 @@ def test_an_earlier_delivery_of_the_patient_is_named_whatever_else_there_is() ->
     assert waits_for.detail == "An earlier delivery of the same patient, dlv_1, is not finished."
 
 
+def test_what_is_sent_again_waits_for_a_later_delivery_of_the_patient_that_is_in_flight() -> None:
+    assert explain(due_at=None) == WaitView(
+        kind=WaitKind.ORDER,
+        detail="A later delivery of the same patient is in flight, and this one follows it.",
+        since=None,
+        until=None,
+        delivery_id=None,
+    )
+
+
 @pytest.mark.parametrize(
     ("status", "reason", "detail"),
     [
