@@ -59,6 +59,30 @@ async def test_a_store_that_is_too_new_is_not_migrated(store: Store) -> None:
         await migrate(store.database)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE deliveries RENAME TO parcels",
+        "ALTER TABLE deliveries RENAME COLUMN attempt_count TO attempts",
+        "ALTER TABLE lanes RENAME TO tracks",
+    ],
+)
+async def test_a_schema_that_changes_under_a_running_process_is_a_store_that_cannot_be_used(
+    store: Store, change: str
+) -> None:
+    await store.add_endpoints("ep_1", max_in_flight=5)
+    (delivery_id,) = await store.accept("ep_1")
+    async with store.database.write() as connection:
+        await connection.execute(sa.text(change))
+    with pytest.raises(LedgerUnavailable, match="has another version's schema: ") as refusal:
+        await store.claim()
+    assert refusal.value.public == "The store has another version's schema."
+    with pytest.raises(LedgerUnavailable):
+        async with store.ledger.snapshot() as tx:
+            await tx.deliveries.get(delivery_id)
+            await tx.deliveries.backlog()
+
+
 async def test_an_empty_file_has_no_tables(tmp_path: Path) -> None:
     said = await refuse(f"sqlite:///{tmp_path / 'empty.db'}")
     assert said == "the database has no tables yet: run `carehook migrate`"

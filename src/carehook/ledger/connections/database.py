@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from carehook.ledger.connections import sqlite_driver
 from carehook.ledger.connections.postgresql import (
     DRIVER_ERRORS,
+    OTHER_SCHEMA,
     Connections,
     check_options,
     is_unusable,
@@ -177,7 +178,11 @@ class Database:
     def explain(self, error: Exception) -> LedgerUnavailable:
         """One sentence, for the operator, about a store that does not answer; without its password."""
         url = self.url.set(drivername=self.url.get_backend_name()).difference_update_query(TLS_OPTIONS)
-        return LedgerUnavailable(f"the database {url.render_as_string(hide_password=True)} {describe_error(error)}")
+        where = f"the database {url.render_as_string(hide_password=True)}"
+        if _is_of_another_schema(error):
+            rule = "has another version's schema"
+            return LedgerUnavailable(f"{where} {rule}: {_find_words(error)}", rule=rule)
+        return LedgerUnavailable(f"{where} {describe_error(error)}")
 
     async def close(self) -> None:
         """Close every connection; those in use, when they are given back."""
@@ -200,8 +205,7 @@ _NOT_LET_IN: Final = frozenset({"28000", "28P01", "3D000"})
 
 def describe_error(error: Exception) -> str:
     """What a store does instead of answering: "does not answer: connection refused"."""
-    cause = getattr(error, "orig", None) or error
-    words = " ".join(str(cause).partition("\nHINT:")[0].split())
+    cause, words = getattr(error, "orig", None) or error, _find_words(error)
     if about_tls := describe_tls_error(cause):
         return about_tls
     if getattr(cause, "sqlstate", None) in _NOT_LET_IN:
@@ -210,6 +214,20 @@ def describe_error(error: Exception) -> str:
         # Of a name that is unknown the number is negative; of the rest Python's text repeats the address.
         words = (os.strerror(cause.errno) if cause.errno > 0 else cause.strerror or words).lower()
     return f"does not answer: {words or 'it took too long'}"
+
+
+def _find_words(error: Exception) -> str:
+    """What the driver says, on one line."""
+    return " ".join(str(getattr(error, "orig", None) or error).partition("\nHINT:")[0].split())
+
+
+def _is_of_another_schema(error: Exception) -> bool:
+    """Whether a statement met a schema that it is not made for."""
+    cause = getattr(error, "orig", None) or error
+    if isinstance(cause, sqlite3.OperationalError):
+        # SQLite has one code for all that is wrong with a statement.
+        return any(words in str(cause) for words in ("no such table", "no such column", "has no column named"))
+    return getattr(cause, "sqlstate", None) in OTHER_SCHEMA
 
 
 def _is_the_stores_fault(error: sa.exc.DBAPIError) -> bool:

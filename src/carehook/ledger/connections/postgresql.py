@@ -41,6 +41,9 @@ _UNUSABLE_CLASSES: Final = frozenset({"08", "53", "57", "58"})
 _READ_ONLY: Final = "25006"
 """The server takes no writes: a standby, or a primary that has become one."""
 
+OTHER_SCHEMA: Final = frozenset({"42703", "42P01"})
+"""A column or a table is not there: another version has migrated the store under this one."""
+
 DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """What the driver raises; the third where a connection breaks in the middle of its conversation."""
 
@@ -210,7 +213,9 @@ async def close_connection(connection: asyncpg.Connection[asyncpg.Record]) -> No
 
 def is_unusable(sqlstate: str | None) -> bool:
     """Whether an error of PostgreSQL's says that the store cannot be used now, and nothing about the statement."""
-    return sqlstate is not None and (sqlstate[:2] in _UNUSABLE_CLASSES or sqlstate == _READ_ONLY)
+    return sqlstate is not None and (
+        sqlstate[:2] in _UNUSABLE_CLASSES or sqlstate == _READ_ONLY or sqlstate in OTHER_SCHEMA
+    )
 
 
 def _is_the_stores_fault(error: Exception) -> bool:
