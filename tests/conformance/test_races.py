@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import product
 from typing import Any
 
@@ -291,11 +291,18 @@ async def test_batches_that_disable_endpoints_of_each_other_do_not_deadlock(post
 async def test_disabling_for_failures_waits_for_what_is_being_accepted_in_order(postgresql_store: Store) -> None:
     store = postgresql_store
     await store.add_endpoints("ep_1", ordering=Ordering.PATIENT)
-    await store.publish(*["ep_1"] * 10)
-    failures = [build_finished(each, Transition.EXHAUST) for each in await store.claim()]
+    await store.publish(*["ep_1"] * 11)
+    first, *tried, last = await store.claim()
+
+    async def fail(*claimed: ClaimedDelivery, at: datetime) -> Sequence[bool]:
+        results = [build_finished(each, Transition.EXHAUST, started_at=at) for each in claimed]
+        return await store.queue.finish(results, at)
+
+    await fail(first, at=NOW)
+    await fail(*tried, at=NOW + WEEK)
     async with store.ledger.transaction() as tx:
         [endpoint] = await tx.endpoints.recipients([ORGANIZATION])
-        disabling = asyncio.create_task(store.queue.finish(failures, NOW + WEEK))
+        disabling = asyncio.create_task(fail(last, at=NOW + WEEK + timedelta(days=1)))
         await store.until_blocked()
         event = build_event(patient_key="ann")
         delivery = build_delivery_for(event, endpoint)
