@@ -38,7 +38,7 @@ def kill_all_at_once(site: Site) -> None:
 
 
 def kill_all_after_a_change(site: Site) -> None:
-    """`kill -9` of everything as soon as somebody was told that an endpoint was paused, resumed, changed or deleted."""
+    """`kill -9` of everything as soon as somebody was told that an endpoint was changed or a delivery cancelled."""
 
     def strike() -> None:
         for process in site.processes:

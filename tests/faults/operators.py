@@ -58,7 +58,7 @@ class Operators:
         self._thread.join()
 
     def strike_after_the_next_change(self, strike: Callable[[], object]) -> threading.Event:
-        """Call `strike` as soon as the next change of an endpoint's status or URL was answered; set once it was."""
+        """Call `strike` as soon as the next change was answered, of an endpoint or a delivery; set once it was."""
         self._struck = threading.Event()
         self._strike = strike
         return self._struck
@@ -187,7 +187,7 @@ class Operators:
     def retry(self) -> None:
         """Let a delivery be attempted at once."""
         endpoint = self._choose()
-        if (delivery := self._choose_pending(endpoint)) is not None:
+        if (delivery := self._choose_pending(endpoint, in_flight=False)) is not None:
             self.interventions.retried.add((endpoint.id, delivery["event_id"]))
             self._ask("POST", f"/v1/deliveries/{delivery['id']}/retry", expected={202, 409})
             self._answered("retry")
@@ -195,7 +195,7 @@ class Operators:
     def cancel(self) -> None:
         """Cancel a delivery; it is then sent no more."""
         endpoint = self._choose()
-        if (delivery := self._choose_pending(endpoint)) is None:
+        if (delivery := self._choose_pending(endpoint, in_flight=True)) is None:
             return
         event_id = delivery["event_id"]
         self.interventions.cancelled.add((endpoint.id, event_id))
@@ -208,8 +208,8 @@ class Operators:
                 Silence("it was cancelled", endpoint.id, answered, answered, _FOREVER, in_flight, event_id=event_id)
             )
 
-    def _choose_pending(self, endpoint: Endpoint) -> Any:
-        """A delivery that waits, of which nobody wants the opposite."""
+    def _choose_pending(self, endpoint: Endpoint, *, in_flight: bool) -> Any:
+        """A delivery that is not finished, of which nobody wants the opposite: one in flight, or rather one that waits."""
         done = self.interventions
         fit = [
             each
@@ -218,7 +218,8 @@ class Operators:
             and key not in done.retried
             and key not in done.cancelled
         ]
-        return self._chance.choice(fit) if fit else None
+        best = [each for each in fit if each["in_flight"] is in_flight]
+        return self._chance.choice(best or fit) if fit else None
 
     # ---------------------------------------------------------------- asking
 
@@ -236,7 +237,7 @@ class Operators:
     def _answered(self, what: str) -> float:
         answered = time.monotonic()
         self.interventions.counts[what] += 1
-        if self._strike is not None and what in ("pause", "resume", "delete", "change_url"):
+        if self._strike is not None and what in ("pause", "resume", "delete", "change_url", "cancel"):
             strike, self._strike = self._strike, None
             strike()
             self._struck.set()
