@@ -78,9 +78,13 @@ async def test_a_schema_that_changes_under_a_running_process_is_a_store_that_can
         await store.claim()
     assert refusal.value.public == "The store has another version's schema."
     with pytest.raises(LedgerUnavailable):
-        async with store.ledger.snapshot() as tx:
-            await tx.deliveries.get(delivery_id)
-            await tx.deliveries.backlog()
+        await _read_all(store, delivery_id)
+
+
+async def _read_all(store: Store, delivery_id: str) -> None:
+    async with store.ledger.snapshot() as tx:
+        await tx.deliveries.get(delivery_id)
+        await tx.deliveries.backlog()
 
 
 async def test_an_empty_file_has_no_tables(tmp_path: Path) -> None:

@@ -93,14 +93,16 @@ async def test_what_is_given_back_is_announced(cluster: Cluster) -> None:
     assert [each.id for each in await claim_all(second, 1)] == [claimed.id]
 
 
-@pytest.mark.parametrize("endpoint", [{"max_in_flight": 1}, {"ordering": Ordering.PATIENT}])
+@pytest.mark.parametrize(
+    ("endpoint", "order_key"), [({"max_in_flight": 1}, None), ({"ordering": Ordering.PATIENT}, "patient")]
+)
 async def test_a_result_that_another_worker_waits_for_is_announced(
-    cluster: Cluster, endpoint: dict[str, object]
+    cluster: Cluster, endpoint: dict[str, object], order_key: str | None
 ) -> None:
     first, second = await cluster.join(), await cluster.join()
     await first.add_organization()
     events = [build_event(), build_event()]
-    waiting = [replace(build_delivery(event, "ep_1"), order_key="patient") for event in events]
+    waiting = [replace(build_delivery(event, "ep_1"), order_key=order_key) for event in events]
     async with first.ledger.transaction() as tx:
         await tx.endpoints.add(build_endpoint("ep_1", **endpoint))
         await tx.events.add(events)
