@@ -209,7 +209,7 @@ class Operators:
             )
 
     def _choose_pending(self, endpoint: Endpoint, *, in_flight: bool) -> Any:
-        """A delivery that is not finished, of which nobody wants the opposite: rather one in flight, or one that waits."""
+        """A delivery that is not finished, of which nobody wants the opposite: one in flight, or one that waits."""
         done = self.interventions
         fit = [
             each
