@@ -339,7 +339,9 @@ class Queue(Protocol):
         ...
 
     async def finish(self, finished: Sequence[FinishedAttempt], now: datetime) -> Sequence[bool]:
-        """Record attempts and move their deliveries, in one transaction; False for each whose lease was lost.
+        """Record attempts and move their deliveries; False for each whose lease was lost.
+
+        One that is on record already, as after a failure that left the rest of them unrecorded, is told so again.
 
         What counts is told to the endpoints' circuits (`circuit`), and one that has failed for too long is disabled.
         """

@@ -136,6 +136,8 @@ def give_back(session: Session, claimed: Sequence[ClaimedDelivery]) -> None:
 def recover_some(session: Session, now: datetime) -> int:
     """Record an interrupted attempt for some leases that ran out, and make their deliveries due; how many."""
     found = LOST.fetch(session, now=now, most=RECOVERED_AT_ONCE)
+    if not found:
+        return 0
     lanes = lock_lanes(session, {endpoint_id for _, endpoint_id, order_key in found if order_key is not None})
     ids = [delivery_id for delivery_id, *_ in found]
     order = find_next(session, [delivery_id for delivery_id, endpoint_id, _ in found if endpoint_id in lanes])

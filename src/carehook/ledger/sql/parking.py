@@ -9,8 +9,9 @@ Laws:
   lane of the endpoint first, reads only under that lock, and keeps it until the commit. So nothing is parked behind
   what is just ending, and whoever ends it finds what was parked.
 - Whoever ends it brings forward the first of that order that is still to come, where that is parked.
-- Whoever accepts or sends again takes no part, and waits for no lane: they add to what keeps others back, and take
-  nothing away. Nothing is accepted before what is there already.
+- Whoever accepts takes no part, and waits for no lane; nor need whoever sends again. They add to what keeps others
+  back, and take nothing away, and nothing is accepted before what is there already.
+- Of a deleted endpoint all is cancelled, in parts, whatever is parked behind what.
 """
 
 from __future__ import annotations
