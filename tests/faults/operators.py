@@ -209,7 +209,7 @@ class Operators:
             )
 
     def _choose_pending(self, endpoint: Endpoint, *, in_flight: bool) -> Any:
-        """A delivery that is not finished, of which nobody wants the opposite: one in flight, or one that waits."""
+        """A delivery that goes on and of which nobody wants the opposite; in flight or not, if there is such."""
         done = self.interventions
         fit = [
             each

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from tests.faults.faults import kill_a_worker, kill_all_at_once, kill_the_api
+from tests.faults.faults import kill_a_worker, kill_all_after_a_change, kill_the_api
 from tests.faults.site import Site, Size
 
 
@@ -16,7 +16,7 @@ from tests.faults.site import Site, Size
 def test_processes_that_are_killed_lose_nothing_that_was_accepted(tmp_path: Path, size: Size, chance: Random) -> None:
     with Site(tmp_path, size, chance) as site:
         with site.build_load() as callers:
-            site.suffer(kill_the_api, kill_a_worker, kill_all_at_once)
+            site.suffer(kill_the_api, kill_a_worker, kill_all_after_a_change)
         account = site.settle(callers)
     assert account.holds(), account
     # Or no kill met anything, and this has proved nothing.
