@@ -140,7 +140,7 @@ class Site:
 
     @contextmanager
     def build_load(
-        self, *, publishers: int = 3, professionals: int = 1, pause: float = 0.03, operators: float | None = 0.3
+        self, *, publishers: int = 3, professionals: int = 1, pause: float = 0.1, operators: float | None = 0.3
     ) -> Iterator[Callers]:
         """Callers, and people who intervene, while the block lasts.
 
