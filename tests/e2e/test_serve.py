@@ -140,7 +140,9 @@ def check_refused(carehook: Installation, *words: str, command: tuple[str, ...] 
     done = carehook.run(*command, code=3, **settings)
     assert done.stdout == ""
     (sentence,) = done.stderr.splitlines()
-    assert sentence.startswith(f"Carehook cannot {'start' if command == ('serve',) else 'do this'}: ")
+    assert sentence.startswith(
+        f"Carehook cannot {'start' if command[0] in ('serve', 'api', 'worker') else 'do this'}: "
+    )
     assert [word for word in words if word not in sentence] == []
 
 
