@@ -93,6 +93,16 @@ class Registered:
         except requests.RequestException:
             return False
 
+    def describe_unfinished(self) -> str:
+        """What is not done, and what some of it waits for, as the API says."""
+        told = list(self._list_unfinished())
+        told += [
+            f"{delivery}"
+            for state in ("pending", "held")
+            for delivery in self._api.ask("GET", f"{self.path}/deliveries?state={state}&limit=5")["data"]
+        ]
+        return "\n".join(told)
+
     def _list_unfinished(self) -> Iterator[str]:
         for endpoint in self.lasting:
             if self._api.ask("GET", f"/v1/endpoints/{endpoint.id}")["status"] != "active":

@@ -13,7 +13,7 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).parents[2]
 """Where this checkout is."""
 
-_PATIENCE: Final = 300.0
+_PATIENCE: Final = 200.0
 """Seconds after which a wait fails. It is never reached unless something is broken."""
 
 
@@ -84,10 +84,10 @@ def _list_files(process: Path) -> set[str]:
     return found
 
 
-def wait_until(look: Callable[[], Any], what: str) -> Any:
-    """What `look` finds, once it finds something."""
+def wait_until(look: Callable[[], Any], what: str, explain: Callable[[], object] = str) -> Any:
+    """What `look` finds, once it finds something. Where it never does, `explain` may say why."""
     deadline = time.monotonic() + _PATIENCE
     while not (found := look()):
-        assert time.monotonic() < deadline, f"no {what} within {_PATIENCE:g} s"
+        assert time.monotonic() < deadline, f"no {what} within {_PATIENCE:g} s {explain()}"
         time.sleep(0.05)
     return found

@@ -218,7 +218,7 @@ class Site:
         for receiver in [*self.receivers, self._passing]:
             receiver.relent()
         self.registered.open_all()
-        wait_until(self.registered.is_delivered, "end of the backlog")
+        wait_until(self.registered.is_delivered, "end of the backlog", self.registered.describe_unfinished)
         codes = [process.drain() for process in self.processes]
         store = Store(self._find_store())
         account = build_account(store, callers, self.registered, self.operators.interventions, self._jumps)
