@@ -214,6 +214,9 @@ class Site:
     def settle(self, callers: Callers) -> Account:
         """What came of it, once all is delivered and every process has drained."""
         self.tend()
+        # Whoever was answered so has stopped in the middle of what they did, so what follows may never come to its end.
+        surprises = [*callers.surprises, *self.operators.interventions.surprises]
+        assert surprises == []
         # Else a circuit that is open for what is refused for ever would keep the rest waiting for minutes.
         for receiver in [*self.receivers, self._passing]:
             receiver.relent()
