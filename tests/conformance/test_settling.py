@@ -1,14 +1,16 @@
 """Deliveries follow their endpoint's status in parts, whoever moves them and whatever happens between two parts."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.util import await_only
 
-from carehook.ledger.connections.sessions import SessionSqlalchemy
+from carehook.ledger.connections.sessions import Row, SessionSqlalchemy
 from carehook.ledger.records import Settled
 from carehook.ledger.sql import settling
 from carehook.ledger.sql.settling import conclude, move_part
@@ -340,6 +342,40 @@ async def test_a_status_does_not_change_between_the_last_look_and_the_end_of_the
     assert not await is_settled(store)
     await store.settle("ep_1")
     assert await store.states(*ids) == [HELD]
+
+
+@pytest.mark.parametrize("after", range(4))
+async def test_a_result_between_two_looks_leaves_nothing_out_of_place(postgresql_store: Store, after: int) -> None:
+    store = postgresql_store
+    ids = await publish_for(store, 1)
+    claimed = await store.claim_one()
+    await store.change("ep_1", status=EndpointStatus.PAUSED)
+    async with store.database.write() as connection:
+
+        def conclude_interrupted(inner: sa.Connection) -> bool:
+            session = _Interrupted(inner, after, lambda: store.finish(claimed, Transition.RESCHEDULE, due_at=LATER))
+            return conclude(session, "ep_1", waits=True)
+
+        assert not await connection.run_sync(conclude_interrupted)
+    if not (await store.delivery(ids[0])).attempt_count:
+        await store.finish(claimed, Transition.RESCHEDULE, due_at=LATER)
+    assert await store.settle("ep_1") == 1
+    assert await store.states(*ids) == [HELD]
+
+
+class _Interrupted(SessionSqlalchemy):
+    """A session that lets something else be done after so many of its statements."""
+
+    def __init__(self, connection: sa.Connection, after: int, other: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(connection)
+        self._left = after
+        self._other = other
+
+    def fetch(self, text: str, parameters: Sequence[Any]) -> Sequence[Row]:
+        if self._left == 0:
+            await_only(self._other())
+        self._left -= 1
+        return super().fetch(text, parameters)
 
 
 async def test_a_part_waits_for_whoever_changes_the_status_and_goes_by_the_new_one(postgresql_store: Store) -> None:

@@ -2,7 +2,8 @@
 
 The law: an endpoint whose deliveries are not where its status has them is marked, `lanes.unsettled_since`. The mark is
 set in the transaction that changes the status, from whose commit on nothing more is claimed or accepted by the old one.
-It is taken away under the endpoint's lock, where a statement begun under that lock finds no delivery out of place. So
+It is taken away under the endpoint's lock, where one statement begun under that lock finds no delivery out of place:
+results go on being recorded meanwhile, and what goes from one stretch to another between two looks is in neither. So
 whoever settles next, after a crash or on another machine, goes on by the status that the endpoint then has.
 
 A part locks the endpoint, and nothing of the organization, which goes on accepting meanwhile. Nobody shares that lock:
@@ -47,23 +48,25 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stretch:
-    """The statements for some deliveries that are not where a status has them: move some, find one."""
+class _OutOfPlace:
+    """The statements for the deliveries that are not where a status has them."""
 
-    move: Mapping[str, Prepared]
+    moves: Sequence[Mapping[str, Prepared]]
+    """Move some of each stretch, by dialect."""
     find: Prepared
+    """Find one of each stretch, all as they are at the same moment."""
 
 
-def _build_stretch(
-    transition: Transition, state: DeliveryState, rows: sa.ColumnElement[bool], order: Sequence[sa.Column[Any]]
-) -> _Stretch:
+def _find_first(rows: sa.ColumnElement[bool], order: Sequence[sa.Column[Any]]) -> sa.Select[Any]:
     # In the order of their index, so that it is used whatever the statistics say of a table that just was empty.
-    first = (
-        sa.select(deliveries.c.id)
-        .where(rows, deliveries.c.endpoint_id == sa.bindparam("endpoint"))
-        .order_by(*order)
-        .limit(sa.bindparam("most"))
-    )
+    chosen = sa.select(deliveries.c.id).where(rows, deliveries.c.endpoint_id == sa.bindparam("endpoint"))
+    return chosen.order_by(*order)
+
+
+def _build_move(
+    transition: Transition, state: DeliveryState, rows: sa.ColumnElement[bool], order: Sequence[sa.Column[Any]]
+) -> Mapping[str, Prepared]:
+    first = _find_first(rows, order).limit(sa.bindparam("most"))
     after = TRANSITIONS[state][transition]
     values: dict[str, Any] = {"state": after}
     if is_final(after):
@@ -75,22 +78,20 @@ def _build_stretch(
         "postgresql": deliveries.c.id == sa.any_(sa.func.array(locked)),
     }
     one = sa.literal_column("1", sa.Integer)
-    return _Stretch(
-        move={
-            dialect: Prepared(deliveries.update().where(which).values(values).returning(one))
-            for dialect, which in chosen.items()
-        },
-        find=Prepared(first),
-    )
+    return {
+        dialect: Prepared(deliveries.update().where(which).values(values).returning(one))
+        for dialect, which in chosen.items()
+    }
 
 
-_OUT_OF_PLACE: Final[Mapping[EndpointStatus, Sequence[_Stretch]]] = {
-    status: [
-        _build_stretch(transition, state, *stretch)
-        for state in sorted(states_before(transition))
-        for stretch in STRETCHES[state]
-    ]
-    for status, transition in _MOVES.items()
+def _build_out_of_place(transition: Transition) -> _OutOfPlace:
+    stretches = [(state, *stretch) for state in sorted(states_before(transition)) for stretch in STRETCHES[state]]
+    firsts = [_find_first(rows, order).limit(1).scalar_subquery() for _, rows, order in stretches]
+    return _OutOfPlace([_build_move(transition, *stretch) for stretch in stretches], Prepared(sa.select(*firsts)))
+
+
+_OUT_OF_PLACE: Final[Mapping[EndpointStatus, _OutOfPlace]] = {
+    status: _build_out_of_place(transition) for status, transition in _MOVES.items()
 }
 
 _status = sa.select(endpoints.c.status).where(endpoints.c.id == sa.bindparam("endpoint"))
@@ -116,9 +117,9 @@ def move_part(session: Session, endpoint_id: str, now: datetime, *, waits: bool)
     if status is None:
         return None
     moved = 0
-    for stretch in _OUT_OF_PLACE[status]:
-        move = stretch.move[session.dialect.name]
-        moved += len(move.fetch(session, endpoint=endpoint_id, most=PART - moved, now=now))
+    for move in _OUT_OF_PLACE[status].moves:
+        statement = move[session.dialect.name]
+        moved += len(statement.fetch(session, endpoint=endpoint_id, most=PART - moved, now=now))
     return Part(moved, moved >= PART, status is EndpointStatus.ACTIVE)
 
 
@@ -133,7 +134,8 @@ def conclude(session: Session, endpoint_id: str, *, waits: bool) -> bool:
     status = _lock_status(session, endpoint_id, waits=waits)
     if status is None:
         return False
-    if any(stretch.find.fetch(session, endpoint=endpoint_id, most=1) for stretch in _OUT_OF_PLACE[status]):
+    [found] = _OUT_OF_PLACE[status].find.fetch(session, endpoint=endpoint_id)
+    if any(found):
         return False
     _TAKE_MARK_AWAY.fetch(session, endpoint=endpoint_id)
     return True
