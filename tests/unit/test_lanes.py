@@ -421,12 +421,24 @@ def test_nothing_begins_by_what_was_known_too_long_ago_and_nobody_else_waits_for
     assert [lanes.begin(LATEST, ASKED_AT + 1) for _ in range(4)] == [*claim_many("old", 3), None]
 
 
-def test_a_claim_says_as_well_how_an_endpoint_is_now() -> None:
+@pytest.mark.parametrize("was_tried", [True, False])
+def test_a_claim_of_more_does_not_say_that_what_waited_before_is_still_to_be_sent(was_tried: bool) -> None:
     lanes = Lanes(1024, 64)
     lanes.add([claim("a", 1)], ASKED_AT)
-    assert lanes.begin(LATEST, ASKED_AT + 1) is None
+    if was_tried:
+        assert lanes.begin(LATEST, ASKED_AT + 1) is None
     lanes.add([claim("a", 2)], ASKED_AT + 1)
-    assert [lanes.begin(LATEST, ASKED_AT + 1) for _ in range(2)] == [claim("a", 1), claim("a", 2)]
+    assert lanes.begin(LATEST, ASKED_AT + 1) is None
+    lanes.confirm(lanes.find_waiting(), [claim("a", 1)], ASKED_AT + 1)
+    assert [lanes.begin(LATEST, ASKED_AT + 1) for _ in range(2)] == [claim("a", 2), None]
+
+
+def test_a_claim_of_an_endpoint_of_which_nothing_waits_is_news_enough() -> None:
+    lanes = Lanes(1024, 64)
+    lanes.add([claim("a", 1)], ASKED_AT)
+    assert lanes.begin(LATEST, ASKED_AT) is not None
+    lanes.add(claim_many("a", 2), ASKED_AT + 1)
+    assert [lanes.begin(LATEST, ASKED_AT + 1) for _ in range(2)] == claim_many("a", 2)
 
 
 def test_what_is_in_doubt_is_given_back_before_its_lease_ends_and_when_all_is_over() -> None:
@@ -491,7 +503,7 @@ def test_nothing_is_lost_begun_twice_begun_by_old_values_or_when_cancelled_and_n
     replaced_at: dict[tuple[str, int], int] = {}
     in_flight: list[ClaimedDelivery] = []
     done: list[str] = []
-    cancelled: set[str] = set()
+    cancelled: dict[str, int] = {}  # and when
     is_known: set[str] = set()  # of those, the worker
     now = 0
     while backlog or lanes.held:
@@ -503,19 +515,20 @@ def test_nothing_is_lost_begun_twice_begun_by_old_values_or_when_cancelled_and_n
             if not due:
                 del backlog[endpoint_id]
         asked = lanes.find_waiting()
-        cancelled.update(each.id for each in asked if chance.random() < 0.02)
+        cancelled |= {each.id: now for each in asked if each.id not in cancelled and chance.random() < 0.02}
         changed = [
             each for each in asked if each.endpoint.revision != revisions[each.endpoint.id] or each.id in cancelled
         ]
         for endpoint_id in chance.sample(sorted(revisions), 2):
             replaced_at[endpoint_id, revisions[endpoint_id]] = now
             revisions[endpoint_id] += 1
-        if chance.random() < 0.5:
+        if chance.random() < 0.25:
             lanes.confirm(asked, changed, now)
-            is_known |= cancelled
+            is_known |= set(cancelled)
         while (delivery := lanes.begin(LATEST, now - TRUSTED)) is not None:
             assert replaced_at.get((delivery.endpoint.id, delivery.endpoint.revision), now) >= now - TRUSTED
             assert delivery.id not in is_known
+            assert cancelled.get(delivery.id, now) >= now - TRUSTED
             in_flight.append(delivery)
         assert lanes.in_flight == len(in_flight) <= concurrency
         assert max(Counter(each.endpoint.id for each in in_flight).values(), default=0) <= limit

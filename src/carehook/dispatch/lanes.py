@@ -10,7 +10,7 @@ Laws:
 - Claimed ahead is only for endpoints that answer, and no more than they will soon have answered, so that their next
   requests wait for nothing; the more is held in all, the less of it. What waits for another reason is soon given back
   (`withdraw`), so that no lease ends unused.
-- Nothing begins but by an endpoint's values as the store had them lately, when it was claimed or confirmed
+- Nothing begins but by what the store knew lately, of it and of its endpoint, when it was claimed or confirmed
   (`confirm`). What waits by other values, or is not to be sent any more, is given back; what nobody could confirm waits
   on.
 """
@@ -38,8 +38,8 @@ _take_lease = attrgetter("id", "lease_token")
 class _Lane:
     """One endpoint's part. `granted` is what is left of the room that it was given; `line` and `level` where it is.
 
-    All that waits has one revision of the endpoint, which the store had at `known_at`. `is_doubtful` says that this was
-    found to be too long ago.
+    All that waits has one revision of the endpoint, and was to be sent as far as the store knew at `known_at` or later.
+    `is_doubtful` says that this was found to be too long ago.
     """
 
     __slots__ = ("endpoint_id", "granted", "in_flight", "is_doubtful", "known_at", "level", "line", "waiting", "window")
@@ -101,7 +101,9 @@ class Lanes:
             lane.waiting.append(delivery)
             lane.granted -= 1
             self.waiting += 1
-            self._trust(lane, asked_at)
+            # Of what waited before, a claim says nothing: it may have been cancelled.
+            if len(lane.waiting) == 1:
+                self._trust(lane, asked_at)
 
     def find_waiting(self) -> list[ClaimedDelivery]:
         """What was claimed and has not begun."""
@@ -126,8 +128,8 @@ class Lanes:
     def begin(self, latest: datetime, known_since: float) -> ClaimedDelivery | None:
         """Take the next delivery that may begin, None where none may. Each must be told to `end`.
 
-        One whose lease is over before `latest` is not begun but given back. One of an endpoint that was not claimed or
-        confirmed since `known_since` waits until it is.
+        One whose lease is over before `latest` is not begun but given back. One that was not claimed or confirmed since
+        `known_since`, nor what waits before it for its endpoint, waits until it is.
         """
         while (lane := self._find_next()) is not None:
             if lane.known_at < known_since:
