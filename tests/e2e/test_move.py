@@ -97,6 +97,27 @@ def test_all_of_it_moves_and_goes_on_at_the_server(carehook: Installation, targe
         assert receiver.requests[0].headers["webhook-id"] == waiting["event_id"]
 
 
+def test_what_waits_for_its_turn_is_sent_in_order_at_the_server(carehook: Installation, target: str) -> None:
+    with RecordingReceiver(Answer(500)) as receiver, carehook.start() as service:
+        organization_id = service.call("POST", "/v1/organizations", {"name": "Example Hospital"}).body["id"]
+        path, token = f"/v1/organizations/{organization_id}", service.token
+        made = service.call("POST", f"{path}/endpoints", {"url": receiver.url, "ordering": "patient"})
+        events = service.call("POST", f"{path}/events/batch", {"events": [REPORT] * 4}).body["ids"]
+        service.wait_for_log("attempt", 1)
+    carehook.run("move", target)
+    with RecordingReceiver() as receiver, carehook.start(CAREHOOK_DATABASE_URL=target) as service:
+        waiting = service.call("GET", f"{path}/deliveries?state=pending", token=token).body["data"]
+        waits = {each["event_id"]: each["waits_for"]["kind"] for each in waiting}
+        assert waits == dict(zip(events, ["schedule", "order", "order", "order"], strict=True))
+        events.append(service.call("POST", f"{path}/events", REPORT, token=token).body["id"])
+        url = {"url": receiver.url}
+        assert service.call("PATCH", f"/v1/endpoints/{made.body['id']}", url, token=token).status == 200
+        (head,) = [each for each in waiting if each["event_id"] == events[0]]
+        assert service.call("POST", f"/v1/deliveries/{head['id']}/retry", token=token).status < 300
+        eventually(lambda: len(receiver.requests) == len(events), "all requests")
+        assert [each.headers["webhook-id"] for each in receiver.requests] == events
+
+
 def test_a_store_that_was_moved_is_not_opened_again(carehook: Installation, target: str) -> None:
     carehook.run("org", "create", "Example Hospital")
     moved = carehook.run("move", target)
