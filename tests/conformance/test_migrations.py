@@ -33,7 +33,7 @@ POSTGRESQL_DEFINITIONS = """
     SELECT conrelid::regclass || '.' || conname, pg_get_constraintdef(oid) FROM pg_constraint
     WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text != 'alembic_version'
     UNION ALL
-    SELECT table_name || '.' || column_name, concat_ws(' ', data_type, is_nullable, column_default)
+    SELECT table_name || '.' || column_name, concat_ws(' ', data_type, collation_name, is_nullable, column_default)
     FROM information_schema.columns WHERE table_schema = 'public' AND table_name != 'alembic_version'
 """
 

@@ -21,7 +21,7 @@ from carehook.ledger.connections.database import Database
 from carehook.ledger.connections.sessions import end
 from carehook.ledger.port import LedgerUnavailable
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration, the schema that this code works with."""
 
 _TOO_OLD = "does not have this version's schema: run `carehook migrate`"

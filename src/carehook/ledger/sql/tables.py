@@ -5,9 +5,10 @@ The indexes on `deliveries` are partial: what a claim looks through is only what
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Dialect
 
 from carehook.ledger.states import DeliveryState
@@ -45,6 +46,13 @@ class Instant(sa.TypeDecorator[datetime]):
         return instant
 
 
+Text: Final = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+"""Text that is compared by its bytes, wherever the database is.
+
+By the rules of a server's language the same indexes take twice as long, and those rules change with its C library: an
+index that was made by the old ones then misses rows (PostgreSQL's documentation, "Collation Support").
+"""
+
 metadata = sa.MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
@@ -71,8 +79,8 @@ ONLY_ON = "only on"
 organizations = sa.Table(
     "organizations",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("name", Text, nullable=False),
     sa.Column("created_at", Instant, nullable=False),
     # Grows whenever one of its endpoints is added or changed.
     sa.Column("revision", sa.BigInteger, nullable=False, server_default="0"),
@@ -81,19 +89,19 @@ organizations = sa.Table(
 endpoints = sa.Table(
     "endpoints",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("id", Text, primary_key=True),
     sa.Column("organization_id", sa.ForeignKey("organizations.id"), nullable=False, index=True),
-    sa.Column("url", sa.Text, nullable=False),
-    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("url", Text, nullable=False),
+    sa.Column("description", Text, nullable=False),
     sa.Column("event_types", sa.JSON, nullable=False),
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("status_reason", sa.Text),
+    sa.Column("status", Text, nullable=False),
+    sa.Column("status_reason", Text),
     sa.Column("sealed_secrets", sa.LargeBinary, nullable=False),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("updated_at", Instant, nullable=False),
     sa.Column("max_in_flight", sa.Integer),
     sa.Column("rate_limit", sa.Double),
-    sa.Column("ordering", sa.Text, nullable=False, server_default="none"),
+    sa.Column("ordering", Text, nullable=False, server_default="none"),
     sa.Column("revision", sa.BigInteger, nullable=False, server_default="0"),
 )
 
@@ -103,7 +111,7 @@ lanes = sa.Table(
     sa.Column("endpoint_id", sa.ForeignKey("endpoints.id"), primary_key=True),
     sa.Column("failure_streak", sa.Integer, nullable=False, server_default="0"),
     sa.Column("failing_since", Instant),
-    sa.Column("last_failure", sa.Text),
+    sa.Column("last_failure", Text),
     sa.Column("opened_at", Instant),
     sa.Column("probe_at", Instant),
     sa.Column("probes", sa.Integer, nullable=False, server_default="0"),
@@ -125,14 +133,14 @@ positions = sa.Table(
 events = sa.Table(
     "events",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("organization_id", sa.Text, nullable=False),
-    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("organization_id", Text, nullable=False),
+    sa.Column("type", Text, nullable=False),
     sa.Column("occurred_on", sa.Double, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("is_test", sa.Boolean(create_constraint=False), nullable=False),
     sa.Column("created_at", Instant, nullable=False),
-    sa.Column("patient_key", sa.Text),
+    sa.Column("patient_key", Text),
     _refer("organization_id", "organizations.id"),
     sa.Index("ix_events_organization_id", "organization_id", "id"),
 )
@@ -140,12 +148,12 @@ events = sa.Table(
 deliveries = sa.Table(
     "deliveries",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("event_id", sa.Text, nullable=False),
-    sa.Column("endpoint_id", sa.Text, nullable=False),
-    sa.Column("organization_id", sa.Text, nullable=False),
-    sa.Column("event_type", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("event_id", Text, nullable=False),
+    sa.Column("endpoint_id", Text, nullable=False),
+    sa.Column("organization_id", Text, nullable=False),
+    sa.Column("event_type", Text, nullable=False),
+    sa.Column("state", Text, nullable=False),
     sa.Column("due_at", Instant),
     sa.Column("leased_at", Instant),
     sa.Column("lease_until", Instant),
@@ -155,7 +163,7 @@ deliveries = sa.Table(
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("last_attempt_at", Instant),
     sa.Column("finished_at", Instant),
-    sa.Column("order_key", sa.Text),
+    sa.Column("order_key", Text),
     sa.Column("position", sa.BigInteger),
     _refer("event_id", "events.id"),
     _refer("endpoint_id", "endpoints.id"),
@@ -233,14 +241,14 @@ for _name, _columns, _rows in (
 attempts = sa.Table(
     "attempts",
     metadata,
-    sa.Column("delivery_id", sa.Text, primary_key=True),
+    sa.Column("delivery_id", Text, primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("id", Text, nullable=False),
     sa.Column("started_at", Instant, nullable=False),
     sa.Column("duration", sa.Double, nullable=False),
-    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("outcome", Text, nullable=False),
     sa.Column("status_code", sa.Integer),
-    sa.Column("reason", sa.Text),
+    sa.Column("reason", Text),
     sa.Column("sealed_excerpt", sa.LargeBinary),
     _refer("delivery_id", "deliveries.id"),
     sqlite_with_rowid=False,
@@ -250,8 +258,8 @@ idempotency_keys = sa.Table(
     "idempotency_keys",
     metadata,
     sa.Column("organization_id", sa.ForeignKey("organizations.id"), primary_key=True),
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("key", Text, primary_key=True),
+    sa.Column("fingerprint", Text, nullable=False),
     sa.Column("answer", sa.JSON, nullable=False),
     sa.Column("created_at", Instant, nullable=False, index=True),
 )
@@ -259,9 +267,9 @@ idempotency_keys = sa.Table(
 tokens = sa.Table(
     "tokens",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("digest", sa.Text, nullable=False, unique=True),
-    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("digest", Text, nullable=False, unique=True),
+    sa.Column("role", Text, nullable=False),
     sa.Column("organization_id", sa.ForeignKey("organizations.id")),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("revoked_at", Instant),
@@ -270,7 +278,7 @@ tokens = sa.Table(
 installation = sa.Table(
     "installation",
     metadata,
-    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("name", Text, primary_key=True),
     sa.Column("value", sa.LargeBinary, nullable=False),
 )
 
@@ -278,27 +286,27 @@ patients = sa.Table(
     "patients",
     metadata,
     sa.Column("organization_id", sa.ForeignKey("organizations.id"), primary_key=True),
-    sa.Column("code", sa.Text, primary_key=True),
+    sa.Column("code", Text, primary_key=True),
     sa.Column("history", sa.JSON, nullable=False),
 )
 
 professionals = sa.Table(
     "professionals",
     metadata,
-    sa.Column("scope", sa.Text, primary_key=True),
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("avatar", sa.Text, nullable=False),
+    sa.Column("scope", Text, primary_key=True),
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("name", Text, nullable=False),
+    sa.Column("avatar", Text, nullable=False),
 )
 
 consultations = sa.Table(
     "consultations",
     metadata,
     sa.Column("organization_id", sa.ForeignKey("organizations.id"), primary_key=True),
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("type", sa.Text, nullable=False),
-    sa.Column("patient_code", sa.Text, nullable=False),
-    sa.Column("professional_id", sa.Text, nullable=False),
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("type", Text, nullable=False),
+    sa.Column("patient_code", Text, nullable=False),
+    sa.Column("professional_id", Text, nullable=False),
     sa.Column("speciality", sa.JSON, nullable=False),
     sa.Column("start_date", Instant, nullable=False),
     sa.Column("end_date", Instant),
@@ -309,11 +317,11 @@ consultations = sa.Table(
 reports = sa.Table(
     "reports",
     metadata,
-    sa.Column("organization_id", sa.Text, primary_key=True),
-    sa.Column("consultation_id", sa.Text, primary_key=True),
-    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("organization_id", Text, primary_key=True),
+    sa.Column("consultation_id", Text, primary_key=True),
+    sa.Column("id", Text, primary_key=True),
     sa.Column("position", sa.Integer, nullable=False),
-    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("type", Text, nullable=False),
     sa.Column("content", sa.JSON, nullable=False),
     sa.Column("event_id", sa.ForeignKey("events.id"), nullable=False),
     sa.ForeignKeyConstraint(
@@ -324,9 +332,9 @@ reports = sa.Table(
 prescriptions = sa.Table(
     "prescriptions",
     metadata,
-    sa.Column("organization_id", sa.Text, primary_key=True),
-    sa.Column("consultation_id", sa.Text, primary_key=True),
-    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("organization_id", Text, primary_key=True),
+    sa.Column("consultation_id", Text, primary_key=True),
+    sa.Column("id", Text, primary_key=True),
     sa.Column("position", sa.Integer, nullable=False),
     sa.Column("active_substances", sa.JSON, nullable=False),
     sa.ForeignKeyConstraint(
