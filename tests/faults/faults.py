@@ -133,6 +133,14 @@ def kill_all_nodes(site: Site) -> None:
     site.queue.start()
 
 
+def lose_all_nodes_for_a_minute(site: Site) -> None:
+    """`kill -9` of every node of NATS, which come back after a minute with what they had stored."""
+    assert site.queue is not None
+    site.queue.kill()
+    time.sleep(60.0)
+    site.queue.start()
+
+
 def fill_the_disk(site: Site) -> None:
     """No room on the disk of the store, until callers were told so and a while longer."""
     assert site.disk is not None
@@ -203,6 +211,6 @@ _POSTGRESQL: Final[Sequence[Fault]] = (
 FAULTS: Final[Mapping[Size, Sequence[Fault]]] = {
     Size.EMBEDDED: _ANYWHERE,
     Size.POSTGRESQL: (*_ANYWHERE, *_POSTGRESQL),
-    Size.JETSTREAM: (*_ANYWHERE, *_POSTGRESQL, kill_a_node, kill_all_nodes),
+    Size.JETSTREAM: (*_ANYWHERE, *_POSTGRESQL, kill_a_node, kill_all_nodes, lose_all_nodes_for_a_minute),
 }
 """All that can befall a site of each size that is on a network."""
