@@ -9,9 +9,11 @@ import sqlalchemy as sa
 
 from carehook.ids import DELIVERY, EVENT, new_id
 from carehook.ledger.port import DanglingReference
-from carehook.ledger.records import Additions, NewDelivery, StoredEvent
+from carehook.ledger.records import Additions, AttemptOutcome, NewDelivery, StoredEvent
+from carehook.ledger.sql.finishing import NO_EVENT
 from carehook.ledger.sql.tables import attempts, deliveries, endpoints, events, organizations
-from tests.conformance.store import NOW, ORGANIZATION, Store, build_delivery, build_event, build_finished
+from carehook.ledger.states import DeliveryState, Ordering
+from tests.conformance.store import LEASE, NOW, ORGANIZATION, Store, build_delivery, build_event, build_finished
 
 REFERENCES = (
     (events.c.organization_id, organizations.c.id),
@@ -91,3 +93,45 @@ async def test_an_attempt_is_recorded_of_a_delivery_that_is_there(store: Store) 
     assert await store.queue.finish([build_finished(unknown), build_finished(claimed)], NOW) == [False, True]
     assert await count_rows(store, attempts) == 1
     assert await count_orphans(store) == 0
+
+
+# ------------------------------------------------------------------------------------ what somebody removed
+
+
+async def remove_event(store: Store, delivery_id: str) -> None:
+    async with store.database.write() as connection:
+        mine = sa.select(deliveries.c.event_id).where(deliveries.c.id == delivery_id).scalar_subquery()
+        assert (await connection.execute(events.delete().where(events.c.id == mine))).rowcount == 1
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_in_flight": 10}, {"ordering": Ordering.PATIENT}])
+async def test_a_delivery_whose_event_was_removed_is_given_up_and_holds_up_no_other(
+    postgresql_store: Store, limits: dict[str, Any]
+) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1", **limits)
+    gone, follows, elsewhere = [(await store.accept("ep_1", patient=patient))[0] for patient in ("p", "p", "q")]
+    await remove_event(store, gone)
+    sent = [each.id for each in await store.claim()]
+    assert gone not in sent
+    later = NOW + LEASE
+    assert await store.queue.recover_lost(later) == 1 + len(sent)
+    assert await store.queue.recover_lost(later) == 0
+    given_up = await store.delivery(gone)
+    assert (given_up.state, given_up.due_at, given_up.finished_at) == (DeliveryState.EXHAUSTED, None, later)
+    assert (given_up.lease_until, given_up.attempt_count) == (None, 1)
+    [attempt] = await store.attempts(gone)
+    assert (attempt.outcome, attempt.reason) == (AttemptOutcome.INTERRUPTED, NO_EVENT)
+    assert {each.id for each in await store.claim(now=later)} == {follows, elsewhere}
+
+
+async def test_what_was_cancelled_before_its_event_was_removed_stays_so(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1")
+    [gone] = await store.publish("ep_1")
+    await store.claim_one()
+    async with store.ledger.transaction() as tx:
+        assert await tx.deliveries.cancel(gone, NOW)
+    await remove_event(store, gone)
+    assert await store.queue.recover_lost(NOW + LEASE) == 1
+    assert await store.states(gone) == [DeliveryState.CANCELLED]

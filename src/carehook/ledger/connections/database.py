@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from carehook.ledger.connections import sqlite_driver
 from carehook.ledger.connections.postgresql import (
+    CONNECT_TIMEOUT,
     DRIVER_ERRORS,
     OTHER_SCHEMA,
     Connections,
@@ -111,7 +112,12 @@ class Database:
                 pool_size=pool_size,
                 pool_pre_ping=True,
                 hide_parameters=True,
-                connect_args={"ssl": build_tls(url), "server_settings": dict(_SERVER_SETTINGS)},
+                connect_args={
+                    "ssl": build_tls(url),
+                    "server_settings": dict(_SERVER_SETTINGS),
+                    # The driver's own patience is a minute.
+                    "timeout": float(url.query.get("timeout", CONNECT_TIMEOUT)),
+                },
             )
             event.listen(self._writer.sync_engine, "connect", lambda made, _: watch_socket(made.driver_connection))
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)

@@ -134,7 +134,10 @@ def _lease(session: Session, rooms: Mapping[str, int], now: datetime, until: dat
 
 
 def load_claimed(session: Session, leased: Sequence[Row], until: datetime) -> Sequence[ClaimedDelivery]:
-    """The leased deliveries, first due first, with their events' bodies and their endpoints."""
+    """The leased deliveries, first due first, with their events' bodies and their endpoints.
+
+    Without those whose event is not there: their leases run out, and `finishing` sees to them then.
+    """
     if not leased:
         return []
     accepted = {
@@ -159,6 +162,7 @@ def load_claimed(session: Session, leased: Sequence[Row], until: datetime) -> Se
         for _, delivery_id, lease_token, attempt_count, failure_count, event_id, event_type, endpoint_id in sorted(
             leased
         )
+        if event_id in accepted
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
@@ -32,10 +32,12 @@ from carehook.ledger.sql.queue_statements import (
     RECOVER_LOST,
     REVISE_ORGANIZATIONS,
     SET_LANE,
+    WITHOUT_EVENT,
 )
-from carehook.ledger.states import TRANSITIONS, DeliveryState, is_final
+from carehook.ledger.states import TRANSITIONS, DeliveryState, Transition, is_final
 
 LOST_LEASE = "the worker stopped before the outcome was known; the receiver may have got it"
+NO_EVENT = "its event is not in the store, so there is nothing to send"
 
 RECOVERED_AT_ONCE = 1000
 
@@ -134,25 +136,48 @@ def give_back(session: Session, claimed: Sequence[ClaimedDelivery]) -> None:
 
 
 def recover_some(session: Session, now: datetime) -> int:
-    """Record an interrupted attempt for some leases that ran out, and make their deliveries due; how many."""
+    """Record an interrupted attempt for some leases that ran out, and make their deliveries due; how many.
+
+    One whose event somebody has removed could never be sent, and is given up.
+    """
     found = LOST.fetch(session, now=now, most=RECOVERED_AT_ONCE)
     if not found:
         return 0
     lanes = lock_lanes(session, {endpoint_id for _, endpoint_id, order_key in found if order_key is not None})
     ids = [delivery_id for delivery_id, *_ in found]
     order = find_next(session, [delivery_id for delivery_id, endpoint_id, _ in found if endpoint_id in lanes])
-    lost = [
-        (delivery_id, leased_at, until, attempt_count)
-        for delivery_id, endpoint_id, order_key, leased_at, until, attempt_count in LOCK_LOST.fetch(
+    lost = {
+        delivery_id: (DeliveryState(state), build_interrupted(delivery_id, leased_at, until, attempt_count))
+        for delivery_id, endpoint_id, order_key, state, leased_at, until, attempt_count in LOCK_LOST.fetch(
             session, ids=[*ids, *filter(None, order.values())]
         )
         # Others may have recovered it, or its endpoint was asked for order, since it was found.
         if until is not None and until <= now and (order_key is None or endpoint_id in lanes)
-    ]
-    ADD_ATTEMPTS.run(session, [take_attempt(build_interrupted(*each)) for each in lost])
-    RECOVER_LOST.run(session, [(delivery_id,) for delivery_id, *_ in lost])
+    }
+    RECOVER_LOST.run(session, [(delivery_id,) for delivery_id in lost])
+    without_event = {delivery_id for (delivery_id,) in WITHOUT_EVENT.fetch(session, ids=lost)}
+    _give_up(session, [lost[delivery_id] for delivery_id in without_event], now)
+    ADD_ATTEMPTS.run(
+        session,
+        [
+            take_attempt(replace(attempt, reason=NO_EVENT) if delivery_id in without_event else attempt)
+            for delivery_id, (_, attempt) in lost.items()
+        ],
+    )
     bring_forward(session, order.keys())
     return len(lost)
+
+
+def _give_up(session: Session, lost: Sequence[tuple[DeliveryState, Attempt]], now: datetime) -> None:
+    """Let deliveries in these states, each with its last attempt, be attempted no more."""
+    FINISH.run(
+        session,
+        [
+            (attempt.delivery_id, after, None, attempt.number, 0, attempt.started_at, now)
+            for before, attempt in lost
+            if (after := TRANSITIONS[before].get(Transition.EXHAUST)) is not None
+        ],
+    )
 
 
 def build_interrupted(delivery_id: str, leased_at: datetime, lease_until: datetime, attempt_count: int) -> Attempt:

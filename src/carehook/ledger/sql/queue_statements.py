@@ -201,6 +201,12 @@ RECOVER_LOST = Bulk(
     ["delivery"],
 )
 
+WITHOUT_EVENT = Prepared(
+    sa.select(deliveries.c.id).where(
+        among(deliveries.c.id, _ids), ~sa.select(events.c.id).where(events.c.id == deliveries.c.event_id).exists()
+    )
+)
+
 ATTEMPT_NAMES = [field.name for field in dataclasses.fields(Attempt)]
 ATTEMPTS_OF = Prepared(sa.select(attempts.c.id).where(among(attempts.c.delivery_id, _ids)))
 ADD_ATTEMPTS = Bulk(attempts.insert(), ATTEMPT_NAMES)
@@ -262,6 +268,7 @@ LOCK_LOST = Prepared(
         deliveries.c.id,
         deliveries.c.endpoint_id,
         deliveries.c.order_key,
+        deliveries.c.state,
         deliveries.c.leased_at,
         deliveries.c.lease_until,
         deliveries.c.attempt_count,
