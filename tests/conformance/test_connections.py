@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
 
+from carehook.ledger.connections import database as database_module
+from carehook.ledger.connections import postgresql as postgresql_module
 from carehook.ledger.connections.database import Database, parse_database_url
 from carehook.ledger.connections.sessions import end
+from carehook.ledger.port import LedgerUnavailable
 from tests.servers.clients import execute
 from tests.servers.postgres import PostgresServer
 
@@ -63,6 +67,24 @@ async def test_a_close_that_is_cancelled_closes_all_the_same(url: str, database:
     with pytest.raises(asyncio.CancelledError):
         await closing
     await until_none_is_open(url)
+
+
+@pytest.mark.parametrize("way", ["by SQLAlchemy", "straight"])
+async def test_a_server_that_takes_a_connection_and_says_nothing_is_away(
+    monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    for module in (database_module, postgresql_module):
+        monkeypatch.setattr(module, "CONNECT_TIMEOUT", 0.2)
+    # The kernel takes the connection, and nobody reads what comes over it.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        database = Database(parse_database_url(f"postgresql://u:p@127.0.0.1:{silent.getsockname()[1]}/d"))
+        with pytest.raises(LedgerUnavailable, match="does not answer: it took too long"):
+            async with asyncio.timeout(20):
+                if way == "straight":
+                    await database.connections.fetch("SELECT 1")
+                async with database.read():
+                    """Nobody comes here."""
+        await database.close()
 
 
 async def test_who_is_cancelled_again_and_again_waits_for_the_end() -> None:

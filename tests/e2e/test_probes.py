@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import signal
@@ -12,9 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from nats.js.api import StreamConfig
 
 from carehook.events import CATALOGUE
 from tests.receivers import RecordingReceiver, WaitingReceiver
+from tests.servers.clients import connect_to_nats
 from tests.servers.installation import Installation, Service, eventually
 from tests.servers.nats import NatsServers
 from tests.servers.ports import find_free_port
@@ -141,6 +144,25 @@ def test_a_process_whose_queue_is_away_goes_on_and_says_so(carehook: Installatio
         eventually(lambda: get(url, "/readyz") == answer, "word of the queue")
         nats.start()
         eventually(lambda: get(url, "/readyz") == (200, '{"status":"ready"}'), "queue")
+
+
+def test_a_process_whose_stream_somebody_has_made_otherwise_goes_on_and_says_so(carehook: Installation) -> None:
+    async def replace_stream() -> None:
+        async with connect_to_nats(nats.url) as client:
+            jetstream = client.jetstream()
+            (found,) = await jetstream.streams_info()
+            name = found.config.name
+            assert name is not None
+            await jetstream.delete_stream(name)
+            await jetstream.add_stream(StreamConfig(name=name, subjects=[f"{name}.>"]))
+
+    with NatsServers() as nats, carehook.start("worker", CAREHOOK_QUEUE_URL=nats.url) as service:
+        (url,) = find_probes(service)
+        asyncio.run(replace_stream())
+        told = "The queue's stream cannot be used as it is set; the log says why. The store is asked instead."
+        answer = (200, json.dumps({"status": "ready", "without": told}, separators=(",", ":")))
+        eventually(lambda: get(url, "/readyz") == answer, "word of the stream")
+        assert "its retention is limits, not workqueue" in service.wait_for_log("jetstream_unusable", 1)[0]["reason"]
 
 
 def test_a_worker_that_drains_is_not_ready_until_it_is_done(carehook: Installation, hanging: WaitingReceiver) -> None:

@@ -33,6 +33,8 @@ class Link:
     def __init__(self, open_session: Callable[[], Awaitable[Session]]) -> None:
         self._open_session = open_session
         self._session: Session | None = None
+        self.is_refused = False
+        """Whether it is down because JetStream's stream cannot be used as somebody has set it."""
         self._is_up = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -84,6 +86,7 @@ class Link:
 
     def _enter(self, session: Session) -> None:
         self._session = session
+        self.is_refused = False
         self._is_up.set()
 
     async def _reopen(self) -> Session:
@@ -93,11 +96,12 @@ class Link:
                 return await self._open_session()
             except StreamUnusable as error:
                 # Time does not mend this, so somebody must hear of it.
+                self.is_refused = True
                 if str(error) != told:
                     told = str(error)
                     _log.error("jetstream_unusable", reason=told)
             except JetStreamUnavailable:
-                pass
+                self.is_refused = False
             except Exception:
                 _log.exception("jetstream_not_opened")
             await asyncio.sleep(_PAUSE_SECONDS)

@@ -118,7 +118,11 @@ class QueueJetStream:
 
     def find_missing(self) -> str | None:
         """JetStream, while there is no session with it."""
-        return None if self._link.session else "The queue does not answer; until it does, the store is asked instead."
+        if self._link.session is not None:
+            return None
+        if self._link.is_refused:
+            return "The queue's stream cannot be used as it is set; the log says why. The store is asked instead."
+        return "The queue does not answer; until it does, the store is asked instead."
 
     async def recover_lost(self, now: datetime) -> int:
         """Record an interrupted attempt for each lease that ran out."""
