@@ -28,7 +28,7 @@ async def test_a_process_that_stands_still_in_a_transaction_does_not_hold_its_lo
     async with database.write() as connection:
         found = [(await connection.execute(sa.text(f"SHOW {name}"))).scalar_one() for name in names]
     await database.close()
-    assert found == ["1min", "30", "60000"]
+    assert found == ["10s", "30", "60000"]
 
 
 @pytest.mark.timeout(300)

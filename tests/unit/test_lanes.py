@@ -433,6 +433,24 @@ def test_a_claim_of_more_does_not_say_that_what_waited_before_is_still_to_be_sen
     assert [lanes.begin(LATEST, ASKED_AT + 1) for _ in range(2)] == [claim("a", 2), None]
 
 
+def test_a_claim_that_was_answered_late_goes_by_when_it_was_asked_for() -> None:
+    lanes = Lanes(1024, 64)
+    lanes.add([claim("a", 1)], ASKED_AT)
+    lanes.confirm(lanes.find_waiting(), [], ASKED_AT + 5)
+    assert lanes.begin(LATEST, ASKED_AT + 5) == claim("a", 1)
+    lanes.add([claim("a", 2)], ASKED_AT)
+    assert lanes.begin(LATEST, ASKED_AT + 1) is None
+
+
+def test_a_confirmation_says_nothing_of_what_it_did_not_ask_about() -> None:
+    lanes = Lanes(1024, 64)
+    lanes.add([claim("a", 1)], ASKED_AT)
+    asked = lanes.find_waiting()
+    lanes.add([claim("a", 2)], ASKED_AT)
+    lanes.confirm(asked, [], ASKED_AT + 5)
+    assert [lanes.begin(LATEST, ASKED_AT + 5) for _ in range(2)] == [claim("a", 1), None]
+
+
 def test_a_claim_of_an_endpoint_of_which_nothing_waits_is_news_enough() -> None:
     lanes = Lanes(1024, 64)
     lanes.add([claim("a", 1)], ASKED_AT)
@@ -505,17 +523,21 @@ def test_nothing_is_lost_begun_twice_begun_by_old_values_or_when_cancelled_and_n
     done: list[str] = []
     cancelled: dict[str, int] = {}  # and when
     is_known: set[str] = set()  # of those, the worker
+    # The store answers late, but in turn.
+    claims: deque[tuple[list[ClaimedDelivery], int]] = deque()
+    confirmations: deque[tuple[list[ClaimedDelivery], list[ClaimedDelivery], int]] = deque()
     now = 0
-    while backlog or lanes.held:
+    while backlog or claims or lanes.held:
         now += 1
         for endpoint_id in chance.sample(sorted(backlog), min(4, len(backlog))):
             due = backlog[endpoint_id]
             room = range(min(len(due), lanes.room(endpoint_id)))
-            lanes.add([claim(endpoint_id, due.popleft(), revision=revisions[endpoint_id]) for _ in room], now)
+            claims.append(([claim(endpoint_id, due.popleft(), revision=revisions[endpoint_id]) for _ in room], now))
             if not due:
                 del backlog[endpoint_id]
         asked = lanes.find_waiting()
-        cancelled |= {each.id: now for each in asked if each.id not in cancelled and chance.random() < 0.02}
+        leased = [*asked, *(each for claimed, _ in claims for each in claimed)]
+        cancelled |= {each.id: now for each in leased if each.id not in cancelled and chance.random() < 0.02}
         changed = [
             each for each in asked if each.endpoint.revision != revisions[each.endpoint.id] or each.id in cancelled
         ]
@@ -523,8 +545,13 @@ def test_nothing_is_lost_begun_twice_begun_by_old_values_or_when_cancelled_and_n
             replaced_at[endpoint_id, revisions[endpoint_id]] = now
             revisions[endpoint_id] += 1
         if chance.random() < 0.25:
-            lanes.confirm(asked, changed, now)
-            is_known |= set(cancelled)
+            confirmations.append((asked, changed, now))
+        while claims and chance.random() < 0.8:
+            lanes.add(*claims.popleft())
+        while confirmations and chance.random() < 0.8:
+            told = confirmations.popleft()
+            lanes.confirm(*told)
+            is_known |= {each.id for each in told[1] if each.id in cancelled}
         while (delivery := lanes.begin(LATEST, now - TRUSTED)) is not None:
             assert replaced_at.get((delivery.endpoint.id, delivery.endpoint.revision), now) >= now - TRUSTED
             assert delivery.id not in is_known

@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 from itertools import count
 from operator import attrgetter
-from typing import Final
+from typing import Final, NamedTuple
 
 from carehook.dispatch.levels import Levels
 from carehook.dispatch.window import Ending, Window
@@ -35,22 +35,28 @@ LANES_KEPT: Final = 10_000
 _take_lease = attrgetter("id", "lease_token")
 
 
+class _Waiting(NamedTuple):
+    """A delivery that has not begun, and when the store last said that it is to be sent as it was claimed."""
+
+    delivery: ClaimedDelivery
+    known_at: float
+
+
 class _Lane:
     """One endpoint's part. `granted` is what is left of the room that it was given; `line` and `level` where it is.
 
-    All that waits has one revision of the endpoint, and was to be sent as far as the store knew at `known_at` or later.
-    `is_doubtful` says that this was found to be too long ago.
+    All that waits has one revision of the endpoint. `is_doubtful` says that too long ago was found to be known of the
+    first of it.
     """
 
-    __slots__ = ("endpoint_id", "granted", "in_flight", "is_doubtful", "known_at", "level", "line", "waiting", "window")
+    __slots__ = ("endpoint_id", "granted", "in_flight", "is_doubtful", "level", "line", "waiting", "window")
 
     def __init__(self, endpoint_id: str, limit: int) -> None:
         self.endpoint_id = endpoint_id
         self.window = Window(limit)
-        self.waiting: deque[ClaimedDelivery] = deque()
+        self.waiting: deque[_Waiting] = deque()
         self.in_flight = 0
         self.granted = 1
-        self.known_at = 0.0
         self.is_doubtful = False
         self.line: Levels[_Lane] | None = None
         self.level = 0
@@ -96,47 +102,49 @@ class Lanes:
         """
         for delivery in claimed:
             lane = self._get(delivery.endpoint.id)
-            if lane.waiting and lane.waiting[-1].endpoint.revision != delivery.endpoint.revision:
+            if lane.waiting and lane.waiting[-1].delivery.endpoint.revision != delivery.endpoint.revision:
                 self._set_all_aside(lane)
-            lane.waiting.append(delivery)
+            lane.waiting.append(_Waiting(delivery, asked_at))
             lane.granted -= 1
             self.waiting += 1
-            # Of what waited before, a claim says nothing: it may have been cancelled.
-            if len(lane.waiting) == 1:
-                self._trust(lane, asked_at)
+            self._file(lane)
 
     def find_waiting(self) -> list[ClaimedDelivery]:
         """What was claimed and has not begun."""
-        return [delivery for lane in self._lanes.values() for delivery in lane.waiting]
+        return [each.delivery for lane in self._lanes.values() for each in lane.waiting]
 
     def confirm(self, asked: Iterable[ClaimedDelivery], changed: Collection[ClaimedDelivery], asked_at: float) -> None:
         """The store was asked for what waited, at `asked_at`; what `changed` of it is not to be sent as it was claimed.
 
-        An endpoint is as it was where one of its deliveries is.
+        Of what was claimed meanwhile that says nothing.
         """
-        leases = {_take_lease(each) for each in changed}
-        revisions = {each.endpoint.id: each.endpoint.revision for each in asked if _take_lease(each) not in leases}
-        for endpoint_id in {each.endpoint.id for each in changed}:
-            if lane := self._lanes.get(endpoint_id):
-                self._set_these_aside(lane, leases)
-        for endpoint_id, revision in revisions.items():
-            lane = self._lanes.get(endpoint_id)
-            # What was claimed meanwhile may go by another.
-            if lane is not None and lane.waiting and lane.waiting[0].endpoint.revision == revision:
-                self._trust(lane, asked_at)
+        endpoint_ids = {each.endpoint.id for each in asked}
+        leases = {_take_lease(each) for each in asked}
+        changed_leases = {_take_lease(each) for each in changed}
+        for lane in filter(None, map(self._lanes.get, endpoint_ids)):
+            waiting, lane.waiting = lane.waiting, deque()
+            for each in waiting:
+                lease = _take_lease(each.delivery)
+                if lease in changed_leases:
+                    self._set_aside(lane, each.delivery)
+                else:
+                    lane.waiting.append(each._replace(known_at=asked_at) if lease in leases else each)
+            lane.is_doubtful = False
+            self._file(lane)
 
     def begin(self, latest: datetime, known_since: float) -> ClaimedDelivery | None:
         """Take the next delivery that may begin, None where none may. Each must be told to `end`.
 
         One whose lease is over before `latest` is not begun but given back. One that was not claimed or confirmed since
-        `known_since`, nor what waits before it for its endpoint, waits until it is.
+        `known_since` waits until it is, and what waits behind it for its endpoint as well.
         """
         while (lane := self._find_next()) is not None:
-            if lane.known_at < known_since:
+            delivery, known_at = lane.waiting[0]
+            if known_at < known_since:
                 lane.is_doubtful = True
                 self._file(lane)
                 continue
-            delivery = lane.waiting.popleft()
+            lane.waiting.popleft()
             is_in_time = delivery.lease_until > latest
             if is_in_time:
                 lane.in_flight += 1
@@ -175,8 +183,9 @@ class Lanes:
         endpoint that was changed, has stopped answering, or fails, since.
         """
         for lane in self._lanes.values():
-            while lane.waiting and lane.waiting[0].lease_until <= latest:
-                self._set_aside(lane, lane.waiting.popleft())
+            while lane.waiting and lane.waiting[0].delivery.lease_until <= latest:
+                self._set_aside(lane, lane.waiting.popleft().delivery)
+                lane.is_doubtful = False
             self._file(lane)
         self._forget_idle()
         withdrawn, self._aside = self._aside, []
@@ -191,7 +200,7 @@ class Lanes:
         """Take out all that was not begun."""
         cleared, self._aside = self._aside, []
         for lane in self._lanes.values():
-            cleared += lane.waiting
+            cleared += [each.delivery for each in lane.waiting]
             lane.waiting.clear()
             self._file(lane)
         self.waiting = 0
@@ -248,26 +257,13 @@ class Lanes:
         window = lane.window
         most = window.size + int(window.size * window.ahead)
         while lane.waiting and lane.held > most:
-            self._set_aside(lane, lane.waiting.pop())
-
-    def _trust(self, lane: _Lane, asked_at: float) -> None:
-        """Go by what was claimed or confirmed, until it is too long ago."""
-        lane.known_at = max(lane.known_at, asked_at)
-        lane.is_doubtful = False
-        self._file(lane)
+            self._set_aside(lane, lane.waiting.pop().delivery)
+        lane.is_doubtful &= bool(lane.waiting)
 
     def _set_all_aside(self, lane: _Lane) -> None:
         while lane.waiting:
-            self._set_aside(lane, lane.waiting.popleft())
-
-    def _set_these_aside(self, lane: _Lane, leases: Collection[tuple[str, int]]) -> None:
-        waiting, lane.waiting = lane.waiting, deque()
-        for delivery in waiting:
-            if _take_lease(delivery) in leases:
-                self._set_aside(lane, delivery)
-            else:
-                lane.waiting.append(delivery)
-        self._file(lane)
+            self._set_aside(lane, lane.waiting.popleft().delivery)
+        lane.is_doubtful = False
 
     def _set_aside(self, lane: _Lane, delivery: ClaimedDelivery) -> None:
         lane.granted = min(lane.granted, 0)  # the store has more of it again

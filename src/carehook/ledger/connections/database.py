@@ -28,6 +28,7 @@ from carehook.ledger.connections.postgresql import (
     Connections,
     check_options,
     is_unusable,
+    read_numbers,
     watch_socket,
 )
 from carehook.ledger.connections.sessions import Session, SessionSqlalchemy, SqliteWriter, end
@@ -80,7 +81,8 @@ _SERVER_SETTINGS: Final = {
     # So that what is counted under a lock is counted as it is then, whatever the server's default is.
     "default_transaction_isolation": "read committed",
     # A process that stands still in a transaction, or whose host is gone, holds what it has locked for no longer.
-    "idle_in_transaction_session_timeout": "60s",
+    # Whoever waits for that can still record what was answered meanwhile before its lease is over.
+    "idle_in_transaction_session_timeout": "10s",
     "tcp_keepalives_idle": "30s",
     "tcp_keepalives_interval": "10s",
     "tcp_keepalives_count": "3",
@@ -116,7 +118,8 @@ class Database:
                     "ssl": build_tls(url),
                     "server_settings": dict(_SERVER_SETTINGS),
                     # The driver's own patience is a minute.
-                    "timeout": float(url.query.get("timeout", CONNECT_TIMEOUT)),
+                    "timeout": CONNECT_TIMEOUT,
+                    **read_numbers(url),
                 },
             )
             event.listen(self._writer.sync_engine, "connect", lambda made, _: watch_socket(made.driver_connection))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from inspect import signature
@@ -67,7 +67,21 @@ _OF_SQLALCHEMY: Final = frozenset(
 )
 
 
-_KNOWN_OPTIONS: Final = frozenset({*TLS_OPTIONS, *_OF_SQLALCHEMY, *signature(asyncpg.connect).parameters})
+_NUMBERS: Final[Mapping[str, Callable[[str], float]]] = {
+    "timeout": float,
+    "command_timeout": float,
+    "statement_cache_size": int,
+    "max_cached_statement_lifetime": int,
+    "max_cacheable_statement_size": int,
+}
+"""Options of the driver's that a URL gives as text."""
+
+# Of the driver's, what no text can say.
+_OF_CODE: Final = frozenset(
+    {"dsn", "loop", "connection_class", "record_class", "server_settings", "direct_tls", "ssl"}
+).difference(TLS_OPTIONS)
+
+_KNOWN_OPTIONS: Final = frozenset({*TLS_OPTIONS, *_OF_SQLALCHEMY, *signature(asyncpg.connect).parameters}) - _OF_CODE
 
 
 def check_options(url: URL) -> None:
@@ -78,7 +92,19 @@ def check_options(url: URL) -> None:
     unknown = sorted(set(url.query) - _KNOWN_OPTIONS)
     if unknown:
         raise ValueError(f"the database URL has options that are not known here: {', '.join(unknown)}")
+    read_numbers(url)
     build_tls(url)
+
+
+def read_numbers(url: URL) -> dict[str, float]:
+    """The driver's options that are numbers. Raises ValueError, with a sentence for people, where one is none."""
+    numbers = {}
+    for name in _NUMBERS.keys() & url.query.keys():
+        try:
+            numbers[name] = _NUMBERS[name](str(url.query[name]))
+        except ValueError:
+            raise ValueError(f"the database URL's {name} must be a number") from None
+    return numbers
 
 
 class StatementError(Exception):
@@ -105,6 +131,7 @@ class Connections:
     ) -> None:
         _, options = dialect.create_connect_args(url.difference_update_query(TLS_OPTIONS))
         self._options = {name: value for name, value in options.items() if name not in _OF_SQLALCHEMY}
+        self._options |= read_numbers(url)
         self._options["ssl"] = build_tls(url)
         self._explain = explain
         self._durable = _Pool(durable, self.open)

@@ -133,7 +133,11 @@ class Session:
                 async with asyncio.timeout(_PUBLISH_SECONDS):
                     await asyncio.gather(*[await self._publish(each) for each in batch])
         except CLIENT_ERRORS as error:
-            raise self._fail(f"the stream {describe_error(error)}") from None
+            failure = self._fail(f"the stream {describe_error(error)}")
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                # The client takes a cancellation for its own time limit while it waits for earlier messages.
+                raise asyncio.CancelledError from None
+            raise failure from None
 
     async def _publish(self, each: Announcement) -> asyncio.Future[PubAck]:
         return await self._jetstream.publish_async(each.subject, each.payload, headers=each.headers)

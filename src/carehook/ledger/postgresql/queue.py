@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from operator import attrgetter, itemgetter
 from typing import Final
 
+import structlog
 from asyncpg import Record
 
 from carehook.ledger.connections.database import Database
@@ -34,9 +35,14 @@ from carehook.ledger.states import Ordering
 _ENDPOINTS_KEPT: Final = 10_000
 """How many endpoints are known from memory, about one kilobyte each."""
 
+_TRY_AGAIN_AFTER: Final = timedelta(seconds=1)
+"""When to come back to endpoints that could not be claimed from, where others could."""
+
+_log = structlog.get_logger("carehook.queue")
+
 
 class QueuePostgresql(QueueSql):
-    """See `port.Queue`. With `notifications`, processes tell each other what is due."""
+    """See `port.Queue`. With `notifying`, processes tell each other what is due."""
 
     def __init__(self, database: Database, *, notifying: bool = True) -> None:
         super().__init__(database)
@@ -77,9 +83,20 @@ class QueuePostgresql(QueueSql):
             claimed = await self._build_plain(rows, asked, until)
             limited |= {row["endpoint_id"]: asked[row["endpoint_id"]] for row in rows if row["is_limited"]}
         if limited:
-            other = await self._database.run(lambda session: claiming.claim(session, limited, now, until))
-            self._note_ordered(other.deliveries)
-            claimed = _join(claimed, other)
+            claimed = _join(claimed, await self._claim_limited(limited, now, until, beside=claimed))
+        return claimed
+
+    async def _claim_limited(self, asked: Mapping[str, int], now: datetime, until: datetime, *, beside: Claim) -> Claim:
+        """Lease by limits and order. Where that fails, what is leased already `beside` it is sent all the same."""
+        try:
+            claimed = await self._database.run(lambda session: claiming.claim(session, asked, now, until))
+        except Exception as error:
+            if not beside.deliveries:
+                raise
+            reason = {"reason": str(error)} if isinstance(error, LedgerUnavailable) else {"exc_info": error}
+            _log.error("limited_endpoints_not_claimed", endpoints=len(asked), **reason)
+            return Claim(ask_again=dict.fromkeys(asked, now + _TRY_AGAIN_AFTER))
+        self._note_ordered(claimed.deliveries)
         return claimed
 
     def _note_ordered(self, claimed: Sequence[ClaimedDelivery]) -> None:
@@ -90,9 +107,14 @@ class QueuePostgresql(QueueSql):
     async def _build_plain(self, rows: Sequence[Record], asked: Mapping[str, int], until: datetime) -> Claim:
         leased = sorted((row for row in rows if row["id"] is not None), key=itemgetter("due_at", "id"))
         counts = Counter(row["endpoint_id"] for row in leased)
-        endpoints = await self._look_up(
-            {row["endpoint_id"]: row["revision"] for row in rows if row["endpoint_id"] in counts and row["id"] is None}
-        )
+        revisions = {row["endpoint_id"]: row["revision"] for row in rows if row["id"] is None}
+        try:
+            endpoints = await self._look_up({endpoint_id: revisions[endpoint_id] for endpoint_id in counts})
+        except Exception:
+            # Else nobody would know of these leases until they run out.
+            with contextlib.suppress(LedgerUnavailable):
+                await self._give_back_at_once([(row["id"], row["lease_token"]) for row in leased])
+            raise
         bodies = {row["event_id"]: row["body"] for row in leased if row["body"] is not None}
         return Claim(
             deliveries=[
@@ -175,11 +197,15 @@ class QueuePostgresql(QueueSql):
         return {}
 
     async def _give_back(self, claimed: Sequence[ClaimedDelivery]) -> None:
-        plain = sorted((each.id, each.lease_token) for each in claimed if each.endpoint.id not in self._ordered)
-        rows = await self._connections.fetch(GIVE_BACK, *take_columns(plain, 2), durable=False) if plain else []
-        given_back = {row["id"] for row in rows}
+        plain = [(each.id, each.lease_token) for each in claimed if each.endpoint.id not in self._ordered]
+        given_back = await self._give_back_at_once(plain) if plain else frozenset[str]()
         if left := [each for each in claimed if each.id not in given_back]:
             await super()._give_back(left)
+
+    async def _give_back_at_once(self, leases: Sequence[tuple[str, int]]) -> frozenset[str]:
+        """End leases, each an id and a token; the ids of those that are in no order, for only these were ended."""
+        rows = await self._connections.fetch(GIVE_BACK, *take_columns(sorted(leases), 2), durable=False)
+        return frozenset(row["id"] for row in rows)
 
     async def _read_current(self, delivery_ids: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         rows = await self._connections.fetch(CURRENT, delivery_ids, durable=False)

@@ -32,6 +32,7 @@ from carehook.ledger.sql.queue_statements import (
     RECOVER_LOST,
     REVISE_ORGANIZATIONS,
     SET_LANE,
+    TRY_LOST,
     WITHOUT_EVENT,
 )
 from carehook.ledger.states import TRANSITIONS, DeliveryState, Transition, is_final
@@ -144,13 +145,14 @@ def recover_some(session: Session, now: datetime) -> int:
     if not found:
         return 0
     lanes = lock_lanes(session, {endpoint_id for _, endpoint_id, order_key in found if order_key is not None})
-    ids = [delivery_id for delivery_id, *_ in found]
-    order = find_next(session, [delivery_id for delivery_id, endpoint_id, _ in found if endpoint_id in lanes])
+    in_order = [delivery_id for delivery_id, endpoint_id, _ in found if endpoint_id in lanes]
+    order = find_next(session, in_order)
+    locked = LOCK_LOST.fetch(session, ids=[*in_order, *filter(None, order.values())]) if in_order else []
+    # Last, and waiting for none, so that one that somebody has locked keeps no other from being sent.
+    free = TRY_LOST.fetch(session, ids={delivery_id for delivery_id, *_ in found}.difference(in_order))
     lost = {
         delivery_id: (DeliveryState(state), build_interrupted(delivery_id, leased_at, until, attempt_count))
-        for delivery_id, endpoint_id, order_key, state, leased_at, until, attempt_count in LOCK_LOST.fetch(
-            session, ids=[*ids, *filter(None, order.values())]
-        )
+        for delivery_id, endpoint_id, order_key, state, leased_at, until, attempt_count in [*locked, *free]
         # Others may have recovered it, or its endpoint was asked for order, since it was found.
         if until is not None and until <= now and (order_key is None or endpoint_id in lanes)
     }

@@ -100,7 +100,8 @@ _is_first = {
 _BRING_FORWARD = {
     dialect: Prepared(
         deliveries.update()
-        .where(is_first, deliveries.c.due_at.is_(None), deliveries.c.lease_until.is_(None))
+        # Once more, for it may have been cancelled while it was waited for.
+        .where(is_first, holds_back(deliveries), deliveries.c.due_at.is_(None), deliveries.c.lease_until.is_(None))
         .values(due_at=deliveries.c.created_at)
     )
     for dialect, is_first in _is_first.items()

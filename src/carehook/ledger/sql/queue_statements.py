@@ -262,15 +262,16 @@ LOST = Prepared(
     .order_by(deliveries.c.lease_until)
     .limit(sa.bindparam("most"))
 )
-LOCK_LOST = Prepared(
-    lock_deliveries(
-        among(deliveries.c.id, _ids),
-        deliveries.c.id,
-        deliveries.c.endpoint_id,
-        deliveries.c.order_key,
-        deliveries.c.state,
-        deliveries.c.leased_at,
-        deliveries.c.lease_until,
-        deliveries.c.attempt_count,
-    )
+_lost = lock_deliveries(
+    among(deliveries.c.id, _ids),
+    deliveries.c.id,
+    deliveries.c.endpoint_id,
+    deliveries.c.order_key,
+    deliveries.c.state,
+    deliveries.c.leased_at,
+    deliveries.c.lease_until,
+    deliveries.c.attempt_count,
 )
+LOCK_LOST = Prepared(_lost)
+TRY_LOST = Prepared(_lost.with_for_update(key_share=True, skip_locked=True))
+"""Those that no other transaction has locked."""
