@@ -511,63 +511,99 @@ def test_windows_of_idle_endpoints_are_forgotten_only_beyond_a_number(monkeypatc
 # All of it, at random.
 
 
+class Storm:
+    """Everything at once, by chance: what the store says comes late, but in turn."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.concurrency, self.limit = self.chance.choice([(1, 1), (5, 2), (16, 4), (64, 16)])
+        self.lanes = Lanes(self.concurrency, self.limit)
+        self.backlog = {f"ep_{number}": deque(range(40)) for number in range(12)}
+        self.revisions = dict.fromkeys(self.backlog, 0)
+        self.replaced_at: dict[tuple[str, int], int] = {}
+        self.cancelled_at: dict[str, int] = {}
+        self.known_cancelled: set[str] = set()
+        self.claims: deque[tuple[list[ClaimedDelivery], int]] = deque()
+        self.confirmations: deque[tuple[list[ClaimedDelivery], list[ClaimedDelivery], int]] = deque()
+        self.in_flight: list[ClaimedDelivery] = []
+        self.done: list[str] = []
+        self.now = 0
+
+    def goes_on(self) -> bool:
+        return bool(self.backlog or self.claims or self.lanes.held)
+
+    def claim(self) -> None:
+        for endpoint_id in self.chance.sample(sorted(self.backlog), min(4, len(self.backlog))):
+            due = self.backlog[endpoint_id]
+            room = range(min(len(due), self.lanes.room(endpoint_id)))
+            claimed = [claim(endpoint_id, due.popleft(), revision=self.revisions[endpoint_id]) for _ in room]
+            self.claims.append((claimed, self.now))
+            if not due:
+                del self.backlog[endpoint_id]
+
+    def cancel_and_change(self) -> None:
+        leased = [*self.lanes.find_waiting(), *(each for claimed, _ in self.claims for each in claimed)]
+        cancelled = {each.id for each in leased if self.chance.random() < 0.02}
+        self.cancelled_at = dict.fromkeys(cancelled, self.now) | self.cancelled_at
+        for endpoint_id in self.chance.sample(sorted(self.revisions), 2):
+            self.replaced_at[endpoint_id, self.revisions[endpoint_id]] = self.now
+            self.revisions[endpoint_id] += 1
+
+    def ask(self) -> None:
+        asked = self.lanes.find_waiting()
+        changed = [
+            each
+            for each in asked
+            if each.endpoint.revision != self.revisions[each.endpoint.id] or each.id in self.cancelled_at
+        ]
+        if self.chance.random() < 0.25:
+            self.confirmations.append((asked, changed, self.now))
+
+    def answer(self) -> None:
+        while self.claims and self.chance.random() < 0.8:
+            self.lanes.add(*self.claims.popleft())
+        while self.confirmations and self.chance.random() < 0.8:
+            asked, changed, at = self.confirmations.popleft()
+            self.lanes.confirm(asked, changed, at)
+            self.known_cancelled |= {each.id for each in changed if each.id in self.cancelled_at}
+
+    def begin(self) -> None:
+        oldest = self.now - TRUSTED
+        while (delivery := self.lanes.begin(LATEST, oldest)) is not None:
+            assert self.replaced_at.get((delivery.endpoint.id, delivery.endpoint.revision), self.now) >= oldest
+            assert delivery.id not in self.known_cancelled
+            assert self.cancelled_at.get(delivery.id, self.now) >= oldest
+            self.in_flight.append(delivery)
+        assert self.lanes.in_flight == len(self.in_flight) <= self.concurrency
+        assert max(Counter(each.endpoint.id for each in self.in_flight).values(), default=0) <= self.limit
+
+    def give_back(self) -> None:
+        for each in self.lanes.withdraw(LATEST):
+            if each.id in self.cancelled_at:
+                self.done.append(each.id)
+            else:
+                self.backlog.setdefault(each.endpoint.id, deque()).append(int(each.id.rpartition("-")[2]))
+
+    def end(self) -> None:
+        self.chance.shuffle(self.in_flight)
+        least = 0 if self.backlog else min(1, len(self.in_flight))
+        for _ in range(self.chance.randint(least, len(self.in_flight))):
+            delivery = self.in_flight.pop()
+            ending = self.chance.choice([*Ending, Ending.SUCCEEDED])
+            self.lanes.end(delivery.endpoint.id, ending, self.chance.choice([FAST, SLOW]))
+            self.done.append(delivery.id)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_nothing_is_lost_begun_twice_begun_by_old_values_or_when_cancelled_and_no_limit_is_passed(seed: int) -> None:
-    chance = random.Random(seed)
-    concurrency, limit = chance.choice([(1, 1), (5, 2), (16, 4), (64, 16)])
-    lanes = Lanes(concurrency, limit)
-    backlog = {f"ep_{number}": deque(range(40)) for number in range(12)}
-    revisions = dict.fromkeys(backlog, 0)
-    replaced_at: dict[tuple[str, int], int] = {}
-    in_flight: list[ClaimedDelivery] = []
-    done: list[str] = []
-    cancelled: dict[str, int] = {}  # and when
-    is_known: set[str] = set()  # of those, the worker
-    # The store answers late, but in turn.
-    claims: deque[tuple[list[ClaimedDelivery], int]] = deque()
-    confirmations: deque[tuple[list[ClaimedDelivery], list[ClaimedDelivery], int]] = deque()
-    now = 0
-    while backlog or claims or lanes.held:
-        now += 1
-        for endpoint_id in chance.sample(sorted(backlog), min(4, len(backlog))):
-            due = backlog[endpoint_id]
-            room = range(min(len(due), lanes.room(endpoint_id)))
-            claims.append(([claim(endpoint_id, due.popleft(), revision=revisions[endpoint_id]) for _ in room], now))
-            if not due:
-                del backlog[endpoint_id]
-        asked = lanes.find_waiting()
-        leased = [*asked, *(each for claimed, _ in claims for each in claimed)]
-        cancelled |= {each.id: now for each in leased if each.id not in cancelled and chance.random() < 0.02}
-        changed = [
-            each for each in asked if each.endpoint.revision != revisions[each.endpoint.id] or each.id in cancelled
-        ]
-        for endpoint_id in chance.sample(sorted(revisions), 2):
-            replaced_at[endpoint_id, revisions[endpoint_id]] = now
-            revisions[endpoint_id] += 1
-        if chance.random() < 0.25:
-            confirmations.append((asked, changed, now))
-        while claims and chance.random() < 0.8:
-            lanes.add(*claims.popleft())
-        while confirmations and chance.random() < 0.8:
-            told = confirmations.popleft()
-            lanes.confirm(*told)
-            is_known |= {each.id for each in told[1] if each.id in cancelled}
-        while (delivery := lanes.begin(LATEST, now - TRUSTED)) is not None:
-            assert replaced_at.get((delivery.endpoint.id, delivery.endpoint.revision), now) >= now - TRUSTED
-            assert delivery.id not in is_known
-            assert cancelled.get(delivery.id, now) >= now - TRUSTED
-            in_flight.append(delivery)
-        assert lanes.in_flight == len(in_flight) <= concurrency
-        assert max(Counter(each.endpoint.id for each in in_flight).values(), default=0) <= limit
-        for each in lanes.withdraw(LATEST):
-            if each.id in cancelled:
-                done.append(each.id)
-            else:
-                backlog.setdefault(each.endpoint.id, deque()).append(int(each.id.rpartition("-")[2]))
-        chance.shuffle(in_flight)
-        for _ in range(chance.randint(0 if backlog else min(1, len(in_flight)), len(in_flight))):
-            delivery = in_flight.pop()
-            ending = chance.choice([*Ending, Ending.SUCCEEDED])
-            lanes.end(delivery.endpoint.id, ending, chance.choice([FAST, SLOW]))
-            done.append(delivery.id)
-    assert sorted(done) == sorted(f"ep_{endpoint}-{number}" for endpoint in range(12) for number in range(40))
+    storm = Storm(seed)
+    while storm.goes_on():
+        storm.now += 1
+        storm.claim()
+        storm.ask()
+        storm.cancel_and_change()
+        storm.answer()
+        storm.begin()
+        storm.give_back()
+        storm.end()
+    assert sorted(storm.done) == sorted(f"ep_{endpoint}-{number}" for endpoint in range(12) for number in range(40))
