@@ -110,3 +110,11 @@ async def test_who_is_not_cancelled_hears_what_went_wrong() -> None:
 
     with pytest.raises(LookupError):
         await end(work())
+
+
+async def test_options_of_a_url_that_are_numbers_are_taken_as_such(url: str) -> None:
+    options = "timeout=5&command_timeout=7.5&statement_cache_size=0&max_cached_statement_lifetime=60"
+    database = Database(parse_database_url(f"{url}?{options}"))
+    assert len(await database.connections.fetch("SELECT 1")) == 1
+    assert await read_version(database) is None
+    await database.close()

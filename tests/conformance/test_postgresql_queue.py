@@ -19,6 +19,7 @@ from carehook.ledger.postgresql.notifications import build_payloads
 from carehook.ledger.sql import queue
 from carehook.ledger.sql.queue import QueueSql
 from carehook.ledger.sql.schema import migrate
+from carehook.ledger.sql.tables import deliveries
 from carehook.ledger.states import DeliveryState, EndpointStatus
 from tests.conformance.store import NOW, SECOND, Store, build_finished
 from tests.servers.postgres import PostgresServer
@@ -196,3 +197,55 @@ async def test_a_connection_whose_server_falls_silent_is_ended_by_the_kernel(pos
         assert each.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
     await connection.close()
+
+
+# ------------------------------------------------------------------------------------ half a claim
+
+
+def be_away(store: Store) -> Any:
+    """SQLAlchemy's connections fail meanwhile, and the driver's own do not."""
+    return patch.object(store.database, "run", side_effect=LedgerUnavailable("the database has no more connections"))
+
+
+async def leased(store: Store) -> set[str]:
+    async with store.database.read() as connection:
+        query = sa.select(deliveries.c.id).where(deliveries.c.lease_until.is_not(None))
+        return set((await connection.execute(query)).scalars())
+
+
+async def test_where_limited_endpoints_cannot_be_claimed_from_the_others_are_delivered(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1")
+    await store.add_endpoints("ep_2", max_in_flight=1)
+    await store.publish("ep_1")
+    assert await store.finish(await store.claim_one())
+    plain, limited = await store.publish("ep_1", "ep_2")
+    store.queue.wake(["ep_1", "ep_2"])
+    with be_away(store):
+        assert [each.id for each in await store.claim_known()] == [plain]
+    assert await leased(store) == {plain}
+    # The other is come back to by itself.
+    assert [each.id for each in await store.claim_known(now=NOW + SECOND)] == [limited]
+
+
+async def test_where_only_limited_endpoints_are_due_it_is_told_that_the_store_is_away(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1", max_in_flight=1)
+    assert await store.claim() == []
+    await store.publish("ep_1")
+    store.queue.wake(["ep_1"])
+    with be_away(store), pytest.raises(LedgerUnavailable):
+        await store.claim_known()
+    assert len(await store.claim_known()) == 1
+
+
+async def test_what_is_leased_of_an_endpoint_that_cannot_be_read_is_given_back(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1")
+    assert await store.claim() == []
+    ids = await store.publish("ep_1", "ep_1")
+    store.queue.wake(["ep_1"])
+    with be_away(store), pytest.raises(LedgerUnavailable):
+        await store.claim_known()
+    assert await leased(store) == set()
+    assert [each.id for each in await store.claim_known()] == ids

@@ -6,6 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from carehook.ledger.records import AttemptOutcome
+from carehook.ledger.sql.tables import deliveries
 from carehook.ledger.states import TRANSITIONS, DeliveryState, EndpointStatus, Transition, is_final
 from tests.conformance.store import LEASE, NOW, SECOND, Store, build_finished
 
@@ -298,3 +299,17 @@ async def test_an_interrupted_attempt_can_disable_its_endpoint(store: Store) -> 
     await store.settle("ep_1")
     assert await store.states(*ids) == [DeliveryState.HELD, DeliveryState.HELD]
     assert await store.claim() == []
+
+
+async def test_a_lost_lease_that_another_transaction_has_locked_keeps_no_other_waiting(postgresql_store: Store) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1")
+    locked, free = await store.publish("ep_1", "ep_1")
+    assert len(await store.claim()) == 2
+    async with store.database.write() as connection:
+        query = sa.select(deliveries.c.id).where(deliveries.c.id == locked).with_for_update()
+        assert (await connection.execute(query)).scalar_one() == locked
+        assert await store.queue.recover_lost(NOW + LEASE) == 1
+        assert (await store.delivery(free)).lease_until is None
+    assert await store.queue.recover_lost(NOW + LEASE) == 1
+    assert (await store.delivery(locked)).lease_until is None

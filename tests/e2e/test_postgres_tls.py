@@ -200,6 +200,8 @@ def test_a_command_says_it_in_one_sentence_and_fails(misnamed: Site) -> None:
         ("sslmode=require&sslcert=FOLDER/ca.pem", "are no pair in PEM form, or the key has a password"),
         ("sslmode=verify-full&sslcert=FOLDER/ca.pem", "needs sslrootcert"),
         ("channel_binding=require&sslmode=require", "options that are not known here: channel_binding"),
+        ("record_class=dict", "options that are not known here: record_class"),
+        ("timeout=soon", "the database URL's timeout must be a number"),
     ],
 )
 async def test_what_cannot_be_done_is_told_at_the_start(tmp_path: Path, options: str, rule: str) -> None:
