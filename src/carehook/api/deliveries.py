@@ -60,7 +60,7 @@ async def get_delivery(delivery_id: DeliveryId, caller: Caller, carehook: Careho
 
 @operators.post("/v1/deliveries/{delivery_id}/retry", status_code=202, responses={409: {}})
 async def retry_delivery(delivery_id: DeliveryId, carehook: Carehook) -> DeliveryDetailView:
-    """Attempt a delivery that has not succeeded now, with its schedule begun anew."""
+    """Attempt now a delivery that has not succeeded, with its schedule begun anew."""
     await carehook.interventions.retry(delivery_id)
     return await carehook.insights.delivery(delivery_id)
 

@@ -73,7 +73,7 @@ def show(delivery_id: DeliveryId, as_json: Json = False) -> None:
 
 @app.command()
 def retry(delivery_id: DeliveryId, as_json: Json = False) -> None:
-    """Attempt a delivery that has not succeeded now, with its schedule begun anew."""
+    """Attempt now a delivery that has not succeeded, with its schedule begun anew."""
     _print(_change(delivery_id, lambda carehook: carehook.interventions.retry(delivery_id)), as_json=as_json)
 
 

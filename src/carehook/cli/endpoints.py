@@ -141,7 +141,10 @@ def update(
     ordering: _Ordering = None,
     as_json: Json = False,
 ) -> None:
-    """Change an endpoint; what is not named stays as it is. Deliveries that wait go by the new values."""
+    """Change an endpoint; what is not named stays as it is. Deliveries that wait go by the new values.
+
+    Requests that begin within 3 seconds may still go by the old ones.
+    """
     if event_type and all_event_types:
         raise typer.BadParameter("name some event types or take all, not both.", param_hint="--all-event-types")
     named: dict[str, Any] = {"url": url, "description": description, "ordering": ordering}
@@ -165,7 +168,10 @@ def update(
 
 @app.command()
 def pause(endpoint_id: EndpointId, as_json: Json = False) -> None:
-    """Send nothing to it until it is resumed; its deliveries are held."""
+    """Send nothing to it until it is resumed; its deliveries are held.
+
+    A request that began before, or begins within 3 seconds, may still arrive.
+    """
 
     async def work(carehook: Application) -> EndpointView:
         await carehook.endpoints.pause(endpoint_id)
@@ -187,7 +193,10 @@ def resume(endpoint_id: EndpointId, as_json: Json = False) -> None:
 
 @app.command()
 def delete(endpoint_id: EndpointId, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
-    """Send nothing to it ever again, cancel what waits for it, and forget its secrets."""
+    """Send nothing to it ever again, cancel what waits for it, and forget its secrets.
+
+    A request that began before, or begins within 3 seconds, may still arrive.
+    """
     if not yes:
         if not sys.stdin.isatty():
             raise typer.BadParameter("is needed where nobody can be asked: there is no terminal.", param_hint="--yes")
@@ -212,7 +221,10 @@ def rotate_secret(
     ] = 86_400,
     as_json: Json = False,
 ) -> None:
-    """Give it a new signing secret, shown this once."""
+    """Give it a new signing secret, shown this once.
+
+    Requests that begin within 3 seconds may still carry the old one's signature alone.
+    """
 
     async def work(carehook: Application) -> EndpointCreatedView:
         rotated = await carehook.endpoints.rotate_secret(endpoint_id, timedelta(seconds=overlap))

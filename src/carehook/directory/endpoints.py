@@ -70,7 +70,8 @@ RateLimit = Annotated[
 
 _ORDERING: Final = (
     "`patient`: a patient's deliveries go one after another, in the order in which their events were accepted, and one "
-    "that fails holds back that patient's alone, until it succeeds or is given up. `none`: each goes as soon as it can."
+    "that fails holds back that patient's alone, until it succeeds, is given up or is cancelled. `none`: each goes as "
+    "soon as it can."
 )
 
 
@@ -220,7 +221,10 @@ class Endpoints:
         return resumed
 
     async def delete(self, endpoint_id: str) -> Settled:
-        """Send nothing to it ever again, and forget its secrets; which deliveries were cancelled at once."""
+        """Send nothing to it ever again, and forget its secrets.
+
+        How many deliveries were cancelled at once, and whether that is all.
+        """
         async with self._locked(endpoint_id) as (transaction, endpoint, now):
             deleted = dataclasses.replace(endpoint, status=EndpointStatus.DELETED, sealed_secrets=b"", updated_at=now)
             await transaction.endpoints.update(deleted)

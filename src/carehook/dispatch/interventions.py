@@ -23,7 +23,7 @@ class Interventions:
         self._clock = clock
 
     async def retry(self, delivery_id: str) -> None:
-        """Attempt a delivery that has not succeeded now, with its schedule begun anew."""
+        """Attempt now a delivery that has not succeeded, with its schedule begun anew."""
         async with self._ledger.transaction() as transaction:
             delivery = await _find_delivery(transaction, delivery_id)
             await _lock_active(transaction, delivery.endpoint_id)
