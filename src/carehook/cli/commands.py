@@ -193,8 +193,8 @@ def bench(
     """Measure this machine: what is accepted and delivered a second, how fast, in how much memory.
 
     The embedded store is always measured; PostgreSQL, and JetStream beside it, where their servers are named. On a
-    server the run makes a database of its own and drops it at the end; no other is touched. All of it takes about a
-    quarter of an hour with --scale 1.
+    server the run makes a database of its own and drops it at the end; no other is touched. With --scale 1 the embedded
+    store takes some minutes, and all of it, with both servers, about a quarter of an hour.
 
     A figure that misses what is wanted is marked; the exit code is 0 all the same, since machines differ.
     """
