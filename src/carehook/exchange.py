@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An HTTP request, complete: nothing is added to it on the way but `host` and `content-length`.
+    """An HTTP request, complete but for `host` and `content-length`, which are added on the way.
 
-    `headers` have lower-case names. They hold secrets and the body holds medical data, so neither is in the `repr`.
+    So are `accept` and `user-agent` where it has none. `headers` have lower-case names. They hold secrets and the body
+    holds medical data, so neither is in the `repr`.
     """
 
     method: str
@@ -61,7 +62,10 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """We stopped before the outcome was known (a crash, a shutdown, a bug of ours). It costs the receiver no retry."""
+    """Carehook itself kept the outcome from being known, and it costs the receiver no retry.
+
+    A crash, a shutdown, too many open files, secrets that cannot be opened, or a bug of ours.
+    """
 
     reason: str
 

@@ -331,7 +331,8 @@ class Queue(Protocol):
         """Lease at most `limit` deliveries that are due, of each endpoint at most as many as there is `room` for.
 
         `room` is asked about each endpoint that may have something due; where it says 0, nothing of it is looked at.
-        Endpoints with the oldest due deliveries come first, and where more of them are due than `limit` each gets one.
+        Endpoints take turns; those that a survey of the store found come by their oldest due delivery. Where more of
+        them are due than `limit`, each gets one.
 
         Kept here, over all workers, are the limits of an endpoint's own: the requests in flight, their rate, its open
         circuit, and the order of its deliveries.
@@ -378,6 +379,7 @@ class Queue(Protocol):
 
 __all__ = [
     "Care",
+    "DanglingReference",
     "Deliveries",
     "DuplicateKey",
     "Endpoints",

@@ -103,4 +103,4 @@ class Ordering(StrEnum):
 
     NONE = "none"
     PATIENT = "patient"
-    """Those of one patient: one that fails holds back that patient's alone, until it succeeds or is given up."""
+    """Those of one patient: one that fails holds back that patient's alone, until it is finished."""

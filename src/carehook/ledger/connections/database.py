@@ -1,8 +1,7 @@
 """Connections. One engine reads and one writes; on SQLite there is one writer, which takes its lock before it reads.
 
 SQLite runs in WAL mode with `synchronous=FULL`: a commit that returned survives a power cut, unless it was asked not
-to wait for the disk. No error tells the
-parameters of its statement, for bodies are among them.
+to wait for the disk. No error tells the parameters of its statement, for bodies are among them.
 """
 
 from __future__ import annotations
