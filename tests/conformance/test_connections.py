@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import pytest
+import sqlalchemy as sa
 
 from carehook.ledger.connections import database as database_module
+from carehook.ledger.connections import pooled
 from carehook.ledger.connections import postgresql as postgresql_module
 from carehook.ledger.connections.database import Database, parse_database_url
 from carehook.ledger.connections.sessions import end
@@ -74,7 +77,7 @@ async def test_a_close_that_is_cancelled_closes_all_the_same(url: str, database:
 async def test_a_server_that_takes_a_connection_and_says_nothing_is_away(
     monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    for module in (database_module, postgresql_module):
+    for module in (pooled, postgresql_module):
         monkeypatch.setattr(module, "CONNECT_TIMEOUT", 0.2)
     # The kernel takes the connection, and nobody reads what comes over it.
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -118,3 +121,43 @@ async def test_options_of_a_url_that_are_numbers_are_taken_as_such(url: str) -> 
     assert len(await database.connections.fetch("SELECT 1")) == 1
     assert await read_version(database) is None
     await database.close()
+
+
+@contextmanager
+def standing_still(server: PostgresServer) -> Iterator[None]:
+    """Its processes are there and do nothing, as where its disk hangs; the kernel takes what is sent to them."""
+    server.freeze()
+    try:
+        yield
+    finally:
+        server.thaw()
+
+
+@pytest.mark.parametrize("was_used", [True, False])
+async def test_a_server_that_stands_still_is_away_and_its_connections_are_ended(
+    monkeypatch: pytest.MonkeyPatch, was_used: bool
+) -> None:
+    for module in (pooled, postgresql_module):
+        monkeypatch.setattr(module, "CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setattr(database_module, "STATEMENT_TIMEOUT", 0.3)
+    with PostgresServer() as server:
+        database = Database(parse_database_url(server.plain_url()))
+        await read_version(database)
+        if was_used:
+            # Idle connections are tried out first, and this one has been.
+            async with database.read() as connection:
+                with standing_still(server), pytest.raises(sa.exc.DBAPIError):
+                    await asyncio.wait_for(connection.execute(sa.text("SELECT 1")), 20)
+        else:
+            with standing_still(server), pytest.raises(LedgerUnavailable, match="does not answer: it took too long"):
+                await asyncio.wait_for(read_version(database), 20)
+        assert await read_version(database) is None
+        await database.close()
+
+
+async def test_a_transaction_that_takes_too_long_is_told_as_a_store_that_is_away(url: str, database: Database) -> None:
+    with pytest.raises(LedgerUnavailable, match="does not answer: it took too long"):
+        async with database.write(seconds=0.1) as connection:
+            await connection.execute(sa.text("SELECT pg_sleep(20)"))
+    async with database.write(seconds=None) as connection:
+        assert (await connection.execute(sa.text("SELECT 1 FROM pg_sleep(0.2)"))).scalar_one() == 1

@@ -116,6 +116,15 @@ def kill_a_process_of_the_database(site: Site) -> None:
     site.database.kill_backend(site.chance)
 
 
+def freeze_the_database(site: Site) -> None:
+    """SIGSTOP of all of PostgreSQL, as where its disk hangs, until callers were told so and a while longer."""
+    assert site.database is not None
+    site.database.freeze()
+    site.wait_for_refusal()
+    site.wait_a_while()
+    site.database.thaw()
+
+
 def kill_a_node(site: Site) -> None:
     """`kill -9` of one node of NATS; the others go on."""
     assert site.queue is not None
@@ -207,6 +216,7 @@ _POSTGRESQL: Final[Sequence[Fault]] = (
     restart_the_database_at_once,
     kill_a_process_of_the_database,
     kill_between_two_transactions,
+    freeze_the_database,
 )
 FAULTS: Final[Mapping[Size, Sequence[Fault]]] = {
     Size.EMBEDDED: _ANYWHERE,

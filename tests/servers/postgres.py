@@ -115,11 +115,30 @@ class PostgresServer:
 
     def kill_backend(self, chance: Random) -> None:
         """End one of the server's processes but the first without warning; it drops all connections and recovers."""
+        self._signal(signal.SIGKILL, chance.choice(self._list_backends()))
+
+    def freeze(self) -> None:
+        """Let all of its processes stand still, until `thaw`. The kernel takes what is sent to them."""
         if self._process is not None:
-            pid = self._process.pid
-            backends = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            # The first one first, so that it makes no more.
+            self._signal(signal.SIGSTOP, self._process.pid)
+            self._signal(signal.SIGSTOP, *self._list_backends())
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        if self._process is not None:
+            self._signal(signal.SIGCONT, *self._list_backends(), self._process.pid)
+
+    def _list_backends(self) -> list[int]:
+        if self._process is None:
+            return []
+        pid = self._process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def _signal(self, number: signal.Signals, *pids: int) -> None:
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):  # it may just have ended by itself
-                os.kill(int(chance.choice(backends)), signal.SIGKILL)
+                os.kill(pid, number)
 
     def is_running(self) -> bool:
         """Whether it was started and has not ended."""

@@ -74,7 +74,7 @@ def refuse_moved(fact: bytes) -> LedgerUnavailable:
 
 
 async def _copy_all(old: AsyncConnection, target: Database, moved: bytes) -> Mapping[str, int]:
-    async with target.write() as new:
+    async with target.write(seconds=None) as new:
         await _check_empty(new)
         counts = {table.name: await _copy(table, old, new) for table in metadata.sorted_tables}
         await _check_complete(new, counts)

@@ -20,18 +20,17 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from carehook.ledger.connections import sqlite_driver
+from carehook.ledger.connections.pooled import TookTooLong, create_engine, end_after
 from carehook.ledger.connections.postgresql import (
-    CONNECT_TIMEOUT,
     DRIVER_ERRORS,
     OTHER_SCHEMA,
+    STATEMENT_TIMEOUT,
     Connections,
     check_options,
     is_unusable,
-    read_numbers,
-    watch_socket,
 )
 from carehook.ledger.connections.sessions import Session, SessionSqlalchemy, SqliteWriter, end
-from carehook.ledger.connections.tls import TLS_OPTIONS, build_tls, describe_tls_error
+from carehook.ledger.connections.tls import TLS_OPTIONS, describe_tls_error
 from carehook.ledger.port import LedgerUnavailable
 
 BUSY_TIMEOUT_SECONDS = 30
@@ -75,18 +74,8 @@ def parse_database_url(text: str) -> URL:
     raise ValueError(f"the database URL begins with {backend}:; use sqlite: or postgresql:")
 
 
-_SERVER_SETTINGS: Final = {
-    "application_name": "carehook",
-    # So that what is counted under a lock is counted as it is then, whatever the server's default is.
-    "default_transaction_isolation": "read committed",
-    # A process that stands still in a transaction, or whose host is gone, holds what it has locked for no longer.
-    # Whoever waits for that can still record what was answered meanwhile before its lease is over.
-    "idle_in_transaction_session_timeout": "10s",
-    "tcp_keepalives_idle": "30s",
-    "tcp_keepalives_interval": "10s",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "60s",
-}
+WRITE_TIMEOUT: Final = 60.0
+"""Seconds that a transaction on PostgreSQL may take, unless it says otherwise: some move a hundred thousand rows."""
 
 Result = TypeVar("Result")
 
@@ -108,20 +97,7 @@ class Database:
             self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock()
         else:
             self._turn = nullcontext()
-            self._writer = create_async_engine(
-                url.difference_update_query(TLS_OPTIONS),
-                pool_size=pool_size,
-                pool_pre_ping=True,
-                hide_parameters=True,
-                connect_args={
-                    "ssl": build_tls(url),
-                    "server_settings": dict(_SERVER_SETTINGS),
-                    # The driver's own patience is a minute.
-                    "timeout": CONNECT_TIMEOUT,
-                    **read_numbers(url),
-                },
-            )
-            event.listen(self._writer.sync_engine, "connect", lambda made, _: watch_socket(made.driver_connection))
+            self._writer = create_engine(url, pool_size)
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             self._connections = Connections(url, self._writer.dialect, self.explain)
 
@@ -133,12 +109,13 @@ class Database:
         return self._connections
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self, *, seconds: float | None = WRITE_TIMEOUT) -> AsyncIterator[AsyncConnection]:
         """A transaction that may write: committed when the block ends, rolled back when it raises.
 
-        Raises LedgerUnavailable where the store does not answer; what the block raises passes.
+        Raises LedgerUnavailable where the store does not answer, or on PostgreSQL where it takes longer than `seconds`,
+        which are without end for None; what the block raises passes.
         """
-        async with self._turn, self._connect(self._writer) as connection, connection.begin():
+        async with self._turn, self._connect(self._writer, seconds) as connection, connection.begin():
             yield connection
 
     async def run(self, work: Callable[[Session], Result], *, durable: bool = True) -> Result:
@@ -147,7 +124,7 @@ class Database:
         Where it need not be `durable`, a power cut may undo it, but nothing that was committed before it or after.
         """
         if self._session_writer is None:
-            async with self.write() as connection:
+            async with self.write(seconds=STATEMENT_TIMEOUT) as connection:
                 return await connection.run_sync(lambda synchronous: work(SessionSqlalchemy(synchronous)))
         try:
             async with self._turn:
@@ -158,17 +135,23 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that reads, and sees one state of the store throughout. Raises as `write` does."""
-        async with self._connect(self._reader) as connection:
+        async with self._connect(self._reader, STATEMENT_TIMEOUT) as connection:
             yield connection
 
     @asynccontextmanager
-    async def _connect(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    async def _connect(self, engine: AsyncEngine, seconds: float | None) -> AsyncIterator[AsyncConnection]:
         try:
             connection = await engine.connect()
         except (sa.exc.SQLAlchemyError, *DRIVER_ERRORS) as error:
             raise self.explain(error) from error
         try:
-            yield connection
+            if self.is_sqlite or seconds is None:
+                yield connection
+            else:
+                async with end_after(seconds, connection):
+                    yield connection
+        except TookTooLong as error:
+            raise self.explain(TimeoutError()) from error
         except sa.exc.DBAPIError as error:
             if _is_the_stores_fault(error):
                 raise self.explain(error) from error

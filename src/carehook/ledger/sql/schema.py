@@ -87,7 +87,7 @@ async def _migrate(database: Database) -> None:
         return
     if version is not None and version > HEAD:
         await check_schema(database)
-    async with database.write() as connection:
+    async with database.write(seconds=None) as connection:
         await connection.run_sync(_upgrade)
 
 

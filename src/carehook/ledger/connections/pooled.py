@@ -1,0 +1,93 @@
+"""SQLAlchemy's connections to PostgreSQL: sound when they are handed out, and ended where the server falls silent.
+
+A server that is gone is noticed by the kernel. One that is there and does not go on, as where its disk stands still, is
+not: its connection is then ended from our side, which whoever waits for it sees as a connection that was lost. To
+cancel the waiting instead would have the driver ask the same server to cancel the statement, and wait for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from carehook.ledger.connections.postgresql import CONNECT_TIMEOUT, STATEMENT_TIMEOUT, read_numbers, watch_socket
+from carehook.ledger.connections.tls import TLS_OPTIONS, build_tls
+
+_SETTINGS: Final = {
+    "application_name": "carehook",
+    # So that what is counted under a lock is counted as it is then, whatever the server's default is.
+    "default_transaction_isolation": "read committed",
+    # A process that stands still in a transaction, or whose host is gone, holds what it has locked for no longer.
+    # Whoever waits for that can still record what was answered meanwhile before its lease is over.
+    "idle_in_transaction_session_timeout": "10s",
+    "tcp_keepalives_idle": "30s",
+    "tcp_keepalives_interval": "10s",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "60s",
+}
+
+_IS_NEW: Final = "is new"
+
+
+class TookTooLong(Exception):
+    """A transaction failed as its connection was ended, for it took too long."""
+
+
+def create_engine(url: URL, pool_size: int) -> AsyncEngine:
+    """An engine on PostgreSQL, which opens nothing until it is first used."""
+    engine = create_async_engine(
+        url.difference_update_query(TLS_OPTIONS),
+        pool_size=pool_size,
+        pool_timeout=STATEMENT_TIMEOUT,
+        hide_parameters=True,
+        connect_args={
+            "ssl": build_tls(url),
+            "server_settings": dict(_SETTINGS),
+            # The driver's own patience is a minute.
+            "timeout": CONNECT_TIMEOUT,
+            **read_numbers(url),
+        },
+    )
+    event.listen(engine.sync_engine, "connect", _greet)
+    event.listen(engine.sync_engine, "checkout", _try_out)
+    return engine
+
+
+@asynccontextmanager
+async def end_after(seconds: float, connection: AsyncConnection) -> AsyncIterator[None]:
+    """End a connection that is in use for longer. Raises `TookTooLong` where that made the block fail."""
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    timer = asyncio.get_running_loop().call_later(seconds, driver.terminate)
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        if timer.when() <= asyncio.get_running_loop().time():
+            raise TookTooLong from error
+        raise
+    finally:
+        timer.cancel()
+
+
+def _greet(connection: Any, record: Any) -> None:
+    record.info[_IS_NEW] = True
+    watch_socket(connection.driver_connection)
+
+
+def _try_out(connection: Any, record: Any, _: object) -> None:
+    """Have SQLAlchemy open another connection, where one that was idle is lost."""
+    if record.info.pop(_IS_NEW, False):
+        return
+    timer = asyncio.get_running_loop().call_later(CONNECT_TIMEOUT, connection.driver_connection.terminate)
+    try:
+        connection.ping()
+    except Exception as error:
+        raise sa.exc.DisconnectionError from error
+    finally:
+        timer.cancel()
