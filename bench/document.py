@@ -1,13 +1,14 @@
-"""Writes what follows from the kept results: their plots, and the newest one into the documents that quote it.
+"""Writes what follows from the kept results: their plots, and the newest ones into the documents that quote them.
 
-What stands between the marks in a document is made from the result alone, and a test holds it to that.
+What stands between marks in a document is made from the results alone, and a test holds it to that.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from carehook.cli.bench.plot import build_plot
 from carehook.cli.bench.report import Report
@@ -16,8 +17,21 @@ from carehook.cli.bench.table import build_ceiling_lines, build_cost_lines, buil
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ROOT / "bench" / "results"
 
-_BEGIN: Final = "<!-- measured: written by bench/document.py -->"
-_END: Final = "<!-- /measured -->"
+FAULTS: Final = RESULTS / "faults"
+"""Where `tests.faults.long` keeps its counts."""
+
+_SIZES: Final = ("embedded", "postgresql", "jetstream")
+
+_COUNTS: Final = {
+    "events accepted": "accepted",
+    "deliveries taken": "delivered",
+    "lost": "lost",
+    "taken again": "repeated",
+    "… by an interrupted attempt": "explained_by_interruption",
+    "… by a connection that broke": "explained_by_connection",
+    "… unexplained": "unexplained",
+    "kept in a patient's order": "in_order",
+}
 
 
 def find_newest() -> Path:
@@ -30,30 +44,41 @@ def read_report(path: Path) -> Report:
     return Report.model_validate_json(path.read_text())
 
 
-def find_block(document: str) -> str:
-    """What stands between the marks of a document."""
-    return document.partition(_BEGIN)[2].partition(_END)[0]
+def find_block(document: str, mark: str) -> str:
+    """What stands between marks of a document."""
+    return document.partition(_begin(mark))[2].partition(_end(mark))[0]
 
 
-def replace_block(document: str, block: str) -> str:
+def replace_block(document: str, mark: str, block: str) -> str:
     """A document with something else between its marks."""
-    before, begin, rest = document.partition(_BEGIN)
-    return before + begin + block + _END + rest.partition(_END)[2]
+    before, begin, rest = document.partition(_begin(mark))
+    return before + begin + block + _end(mark) + rest.partition(_end(mark))[2]
 
 
-def build_summary(report: Report, name: str) -> str:
+def _begin(mark: str) -> str:
+    return f"<!-- {mark}: written by bench/document.py -->"
+
+
+def _end(mark: str) -> str:
+    return f"<!-- /{mark} -->"
+
+
+def build_summary() -> str:
     """For the project's README: what is wanted, and what was measured of it."""
+    report = read_report(find_newest())
     wanted = {figure.name for figure in report.figures if figure.target is not None}
     judged = report.model_copy(update={"figures": [each for each in report.figures if each.name in wanted]})
     return _join([_describe(report), _build_table(build_figure_lines(judged))])
 
 
-def build_results(report: Report, name: str) -> str:
+def build_results() -> str:
     """For the README of benchmarks: all of a result, with its plot."""
+    newest = find_newest()
+    report = read_report(newest)
     return _join(
         [
             _describe(report),
-            f"![The figures of this run as bars](results/{name}.svg)",
+            f"![The figures of this run as bars](results/{newest.stem}.svg)",
             _build_table(build_ceiling_lines(report)),
             _build_table(build_figure_lines(report)),
             _build_table(build_cost_lines(report)),
@@ -61,14 +86,32 @@ def build_results(report: Report, name: str) -> str:
     )
 
 
+def build_fault_counts() -> str:
+    """For the README of benchmarks: the newest long fault run on each size."""
+    runs = [json.loads(max(FAULTS.glob(f"*-{size}.json")).read_text()) for size in _SIZES]
+    lines = [
+        ["", *_SIZES],
+        ["began", *(run["began_at"][:16].replace("T", " ") for run in runs)],
+        ["seconds, and faults in them", *(f"{run['seconds']:,.0f}, {sum(run['faults'].values())}" for run in runs)],
+        *([name, *(f"{_get_count(run, key):,}" for run in runs)] for name, key in _COUNTS.items()),
+    ]
+    return _join([_build_table(lines)])
+
+
+def _get_count(run: dict[str, Any], key: str) -> int:
+    return int(run["account"][key])
+
+
 def _join(parts: list[str]) -> str:
     return "\n" + "\n\n".join(parts) + "\n"
 
 
-DOCUMENTS: Final[dict[str, Callable[[Report, str], str]]] = {
-    "README.md": build_summary,
-    "bench/README.md": build_results,
+BLOCKS: Final[dict[tuple[str, str], Callable[[], str]]] = {
+    ("README.md", "measured"): build_summary,
+    ("bench/README.md", "measured"): build_results,
+    ("bench/README.md", "faults"): build_fault_counts,
 }
+"""What stands between which marks of which document."""
 
 
 def _describe(report: Report) -> str:
@@ -92,11 +135,9 @@ def main() -> None:
     """Rewrite the plots and the documents."""
     for result in RESULTS.glob("*.json"):
         result.with_suffix(".svg").write_text(build_plot(read_report(result)))
-    newest = find_newest()
-    report = read_report(newest)
-    for name, build in DOCUMENTS.items():
+    for (name, mark), build in BLOCKS.items():
         path = ROOT / name
-        path.write_text(replace_block(path.read_text(), build(report, newest.stem)))
+        path.write_text(replace_block(path.read_text(), mark, build()))
 
 
 if __name__ == "__main__":

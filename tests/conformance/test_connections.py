@@ -161,3 +161,5 @@ async def test_a_transaction_that_takes_too_long_is_told_as_a_store_that_is_away
             await connection.execute(sa.text("SELECT pg_sleep(20)"))
     async with database.write(seconds=None) as connection:
         assert (await connection.execute(sa.text("SELECT 1 FROM pg_sleep(0.2)"))).scalar_one() == 1
+        idle = await connection.execute(sa.text("SHOW idle_in_transaction_session_timeout"))
+        assert idle.scalar_one() == "10min"

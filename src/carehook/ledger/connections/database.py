@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from carehook.ledger.connections import sqlite_driver
-from carehook.ledger.connections.pooled import TookTooLong, create_engine, end_after
+from carehook.ledger.connections.pooled import BE_PATIENT, TookTooLong, create_engine, end_after
 from carehook.ledger.connections.postgresql import (
     DRIVER_ERRORS,
     OTHER_SCHEMA,
@@ -116,6 +116,8 @@ class Database:
         which are without end for None; what the block raises passes.
         """
         async with self._turn, self._connect(self._writer, seconds) as connection, connection.begin():
+            if seconds is None and not self.is_sqlite:
+                await connection.execute(BE_PATIENT)
             yield connection
 
     async def run(self, work: Callable[[Session], Result], *, durable: bool = True) -> Result:

@@ -33,6 +33,9 @@ _SETTINGS: Final = {
     "tcp_user_timeout": "60s",
 }
 
+BE_PATIENT: Final = sa.text("SET LOCAL idle_in_transaction_session_timeout = '10min'")
+"""For a transaction in which something else may be waited for, as a slow disk while what it needs is loaded."""
+
 _IS_NEW: Final = "is new"
 
 
