@@ -6,12 +6,12 @@ What stands between marks in a document is made from the results alone, and a te
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from carehook.cli.bench.plot import build_plot
-from carehook.cli.bench.report import Report
+from carehook.cli.bench.report import Figure, Report
 from carehook.cli.bench.table import build_ceiling_lines, build_cost_lines, build_figure_lines
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -21,6 +21,10 @@ FAULTS: Final = RESULTS / "faults"
 """Where `tests.faults.long` keeps its counts."""
 
 _SIZES: Final = ("embedded", "postgresql", "jetstream")
+
+_DELIVERED: Final = "delivered, 2 KB in batches of 500"
+_OWN: Final = ("serve", "api", "worker", "postgresql")
+_DUE: Final = (10_000, 100_000, 1_000_000, 5_000_000)
 
 _COUNTS: Final = {
     "events accepted": "accepted",
@@ -86,6 +90,75 @@ def build_results() -> str:
     )
 
 
+def build_costs() -> str:
+    """For sizing: microseconds of processor time for each delivery or event, embedded and apart."""
+    figures = read_report(find_newest()).figures
+    single = "single events, 64 callers"
+    lines = [
+        ["µs a delivery of a 2 KB event", "embedded", "PostgreSQL, api and worker apart"],
+        *(
+            [what, "", f"{_find_cost(figures, _DELIVERED, 'postgresql-apart', role):.0f}"]
+            for what, role in (
+                ("accepted in batches of 500: the API", "api"),
+                ("the worker", "worker"),
+                ("PostgreSQL", "postgresql"),
+            )
+        ),
+        *(
+            [what, *(f"{_find_cost(figures, name, setup, *_OWN):.0f}" for setup in ("embedded", "postgresql-apart"))]
+            for what, name in (
+                ("together", _DELIVERED),
+                ("the same, TLS to the receiver", f"{_DELIVERED}, TLS"),
+                ("the same, each event to ten endpoints", "delivered, fan-out 10"),
+                ("the same, bodies of 20 KB", "delivered, 20 KB"),
+                ("the same, receivers that answer after 500 ms", "delivered, 10 endpoints that answer after 500 ms"),
+            )
+        ),
+        *(
+            [
+                what,
+                f"{_find_cost(figures, name, 'embedded', 'serve'):.0f}",
+                f"{_find_cost(figures, name, 'postgresql-apart', 'api'):.0f}",
+            ]
+            for what, name in (
+                ("a single event, nothing to deliver: the API", f"accepted with nothing to deliver, {single}"),
+                ("a single event beside its delivery: the API (embedded: all)", f"accepted while delivering, {single}"),
+            )
+        ),
+    ]
+    return _join([_build_table(lines)])
+
+
+def build_backlogs() -> str:
+    """For sizing: what a claim takes while so many deliveries are due, and work after a history."""
+    figures = {(figure.name, figure.setup): figure.value for figure in read_report(find_newest()).figures}
+    lines = [
+        ["due deliveries, of 100 endpoints", *(f"{due:,}" for due in _DUE)],
+        *(
+            [what, *(f"{figures[f'claim of 500 at {due:,} due', setup]:.1f}" for due in _DUE)]
+            for what, setup in (
+                ("claim of 500 by a worker that knows nothing yet, SQLite, ms", "embedded"),
+                ("the same, PostgreSQL, ms", "postgresql"),
+            )
+        ),
+        *(
+            [what, *(f"{value:.1f}" if value else "" for value in found)]
+            for what, setup in (
+                ("500 events accepted, claimed and finished after so many are over, SQLite, ms", "embedded"),
+                ("the same, PostgreSQL, ms", "postgresql"),
+            )
+            for found in [[figures.get((f"500 accepted, claimed and finished after {due:,}", setup)) for due in _DUE]]
+        ),
+    ]
+    return _join([_build_table(lines)])
+
+
+def _find_cost(figures: Sequence[Figure], name: str, setup: str, *roles: str) -> float:
+    """Microseconds of a core that these roles spent on each."""
+    [figure] = [each for each in figures if each.name == name and each.setup == setup]
+    return sum(share for role, share in (figure.cpu or {}).items() if role in roles) / figure.value * 1e6
+
+
 def build_fault_counts() -> str:
     """For the README of benchmarks: the newest long fault run on each size."""
     runs = [json.loads(max(FAULTS.glob(f"*-{size}.json")).read_text()) for size in _SIZES]
@@ -110,6 +183,8 @@ BLOCKS: Final[dict[tuple[str, str], Callable[[], str]]] = {
     ("README.md", "measured"): build_summary,
     ("bench/README.md", "measured"): build_results,
     ("bench/README.md", "faults"): build_fault_counts,
+    ("docs/operations/sizing.md", "costs"): build_costs,
+    ("docs/operations/sizing.md", "backlogs"): build_backlogs,
 }
 """What stands between which marks of which document."""
 
