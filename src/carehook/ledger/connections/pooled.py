@@ -84,13 +84,13 @@ def _greet(connection: Any, record: Any) -> None:
 
 
 def _try_out(connection: Any, record: Any, _: object) -> None:
-    """Have SQLAlchemy open another connection, where one that was idle is lost."""
+    """Have SQLAlchemy open another connection, where one that was idle is lost, and trust none that is as old."""
     if record.info.pop(_IS_NEW, False):
         return
     timer = asyncio.get_running_loop().call_later(CONNECT_TIMEOUT, connection.driver_connection.terminate)
     try:
         connection.ping()
     except Exception as error:
-        raise sa.exc.DisconnectionError from error
+        raise sa.exc.InvalidatePoolError from error
     finally:
         timer.cancel()
