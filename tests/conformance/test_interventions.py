@@ -1,8 +1,14 @@
 """What people do to deliveries: cancel, retry, resend, recover. What is in flight stays in flight."""
 
+from datetime import datetime
+from unittest.mock import patch
+
 import pytest
 
+from carehook.dispatch.interventions import Interventions
+from carehook.ledger.sql.deliveries import DeliveriesSql
 from carehook.ledger.states import DeliveryState, EndpointStatus, Transition
+from carehook.refusals import Conflict
 from tests.conformance.store import NOW, SECOND, Store
 
 LATER = NOW + 60 * SECOND
@@ -183,3 +189,25 @@ async def test_recovering_is_for_one_endpoint(store: Store) -> None:
     async with store.ledger.transaction() as tx:
         assert await tx.deliveries.recover("ep_2", NOW, LATER) == 0
     assert await store.states(delivery_id) == [DeliveryState.EXHAUSTED]
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [("cancel", "is succeeded already"), ("retry", "is succeeded. To send the event again, resend it")],
+)
+async def test_who_comes_just_after_the_end_of_an_attempt_is_told_how_it_ended(
+    postgresql_store: Store, action: str, said: str
+) -> None:
+    store = postgresql_store
+    await store.add_endpoints("ep_1")
+    await store.publish("ep_1")
+    claimed = await store.claim_one()
+    act = getattr(DeliveriesSql, action)
+
+    async def act_late(self: DeliveriesSql, delivery_id: str, now: datetime) -> bool:
+        assert await store.finish(claimed)
+        return bool(await act(self, delivery_id, now))
+
+    interventions = Interventions(store.ledger, lambda: NOW)
+    with patch.object(DeliveriesSql, action, act_late), pytest.raises(Conflict, match=said):
+        await getattr(interventions, action)(claimed.id)

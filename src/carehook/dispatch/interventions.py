@@ -28,13 +28,16 @@ class Interventions:
             delivery = await _find_delivery(transaction, delivery_id)
             await _lock_active(transaction, delivery.endpoint_id)
             if not await transaction.deliveries.retry(delivery_id, self._clock()):
-                raise _build_retry_conflict(delivery)
+                # Read again: its attempt may have ended meanwhile.
+                raise _build_retry_conflict(await _find_delivery(transaction, delivery_id))
 
     async def cancel(self, delivery_id: str) -> None:
         """Send a delivery no more."""
         async with self._ledger.transaction() as transaction:
-            delivery = await _find_delivery(transaction, delivery_id)
+            await _find_delivery(transaction, delivery_id)
             if not await transaction.deliveries.cancel(delivery_id, self._clock()):
+                # Read again: its attempt may have ended meanwhile.
+                delivery = await _find_delivery(transaction, delivery_id)
                 raise Conflict(f"The delivery is {delivery.state} already.")
 
     async def resend(self, event_id: str, endpoint_id: str | None = None) -> int:
