@@ -14,6 +14,9 @@ from pydantic import SecretStr
 from carehook import Webhook
 from carehook.config import Settings
 from carehook.directory.authentication import BasicAuthentication, OAuth2ClientCredentials
+from carehook.directory.authentication.bearer import BearerAuthentication
+from carehook.directory.authentication.flow import AuthenticationMethod
+from carehook.directory.authentication.headers import HeadersAuthentication
 from carehook.ledger.records import AttemptOutcome
 from carehook.ledger.states import DeliveryState, EndpointStatus
 from tests.e2e.dispatching import (
@@ -385,10 +388,39 @@ async def test_a_slow_authorization_server_cannot_make_an_attempt_outlive_its_le
     assert receiver.connections == 0
 
 
-async def test_basic_authentication_is_on_the_wire(platform: Platform) -> None:
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        (
+            BasicAuthentication(type="basic", username="carehook", password=SecretStr("s:cret")),
+            "authorization",
+            "Basic Y2FyZWhvb2s6czpjcmV0",
+        ),
+        (BearerAuthentication(type="bearer", token=SecretStr("mF_9.B5f")), "authorization", "Bearer mF_9.B5f"),
+        (HeadersAuthentication(type="headers", headers={"x-api-key": SecretStr("31d8-key")}), "x-api-key", "31d8-key"),
+    ],
+)
+async def test_authentication_is_on_the_wire(
+    platform: Platform, method: AuthenticationMethod, name: str, value: str
+) -> None:
     with RecordingReceiver() as receiver:
-        method = BasicAuthentication(type="basic", username="carehook", password=SecretStr("s:cret"))
         await platform.register(receiver, authentication=method)
         await platform.publish()
         (request,) = await receiver.wait_for_requests()
-    assert request.headers["authorization"] == "Basic Y2FyZWhvb2s6czpjcmV0"
+    assert request.headers[name] == value
+
+
+async def test_the_agreed_value_is_on_every_request_resent_and_after_a_new_secret_as_well(platform: Platform) -> None:
+    with RecordingReceiver() as receiver:
+        endpoint = await platform.register(receiver, signature_value=SecretStr("agreed"))
+        (event_id,) = await platform.publish()
+        await platform.wait_for(DeliveryState.SUCCEEDED)
+        rotated = await platform.application.endpoints.rotate_secret(endpoint.endpoint.id, timedelta(0))
+        await platform.application.interventions.resend(event_id)
+        first, again = await receiver.wait_for_requests(2)
+
+    assert (first.body, first.headers["webhook-id"]) == (again.body, again.headers["webhook-id"])
+    for request, secret in ((first, endpoint.verification_secret), (again, rotated.verification_secret)):
+        assert request.headers["x-webhook-signature"] == "agreed"
+        webhook = Webhook(signature_value="agreed", signing_secret=secret.get_secret_value())
+        webhook.verify(request.body, request.headers, now=float(request.headers["webhook-timestamp"]))
