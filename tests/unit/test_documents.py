@@ -7,6 +7,7 @@ import pytest
 
 import carehook
 from bench import document
+from carehook import metrics
 from carehook.cli.bench.plot import build_plot
 from carehook.cli.bench.setups import SETUPS
 from carehook.config import Settings
@@ -17,7 +18,11 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 BENCHMARKS = ROOT / "bench" / "README.md"
 ARCHITECTURE = ROOT / "ARCHITECTURE.md"
-DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    BENCHMARKS,
+]
 
 
 def build_state_diagram() -> str:
@@ -87,6 +92,24 @@ def test_every_file_that_a_document_names_is_there() -> None:
     ]
 
     assert missing == []
+
+
+def test_every_setting_that_a_document_names_is_one() -> None:
+    settings = {f"CAREHOOK_{name.upper()}" for name in Settings.model_fields}
+
+    assert find_names(r"\bCAREHOOK_[A-Z_]+\b") - settings == set()
+
+
+def test_every_metric_that_a_document_names_is_measured() -> None:
+    source = Path(metrics.__file__).read_text()
+    named = {name.removesuffix("_total") for name in find_names(r"\bcarehook_[a-z_]+_[a-z]+\b")}
+
+    assert len(named) > 5
+    assert {name for name in named if f'"{name}"' not in source} == set()
+
+
+def find_names(pattern: str) -> set[str]:
+    return {name for document in DOCUMENTS for name in re.findall(pattern, document.read_text())}
 
 
 def test_the_readme_names_every_event_type() -> None:
