@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -163,3 +164,30 @@ async def test_a_transaction_that_takes_too_long_is_told_as_a_store_that_is_away
         assert (await connection.execute(sa.text("SELECT 1 FROM pg_sleep(0.2)"))).scalar_one() == 1
         idle = await connection.execute(sa.text("SHOW idle_in_transaction_session_timeout"))
         assert idle.scalar_one() == "10min"
+
+
+async def test_what_was_read_is_read_though_its_connection_is_lost_before_it_is_given_back(
+    url: str, database: Database
+) -> None:
+    for _ in range(20):
+        async with database.read() as connection:
+            pid = (await connection.execute(sa.text("SELECT pg_backend_pid()"))).scalar_one()
+            await execute(url, f"SELECT pg_terminate_backend({pid}, 5000)")
+    # None of them is in use still.
+    async with database.read(), asyncio.timeout(20):
+        assert await read_version(database) is None
+
+
+async def test_a_server_that_stands_still_before_a_connection_is_given_back_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(database_module, "STATEMENT_TIMEOUT", 0.3)
+    with PostgresServer() as server:
+        database = Database(parse_database_url(server.plain_url()))
+        async with asyncio.timeout(20):
+            with contextlib.ExitStack() as stack:
+                async with database.read() as connection:
+                    await connection.execute(sa.text("SELECT 1"))
+                    stack.enter_context(standing_still(server))
+            assert await read_version(database) is None
+        await database.close()

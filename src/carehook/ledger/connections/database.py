@@ -7,6 +7,7 @@ to wait for the disk. No error tells the parameters of its statement, for bodies
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +21,7 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from carehook.ledger.connections import sqlite_driver
-from carehook.ledger.connections.pooled import BE_PATIENT, TookTooLong, create_engine, end_after
+from carehook.ledger.connections.pooled import BE_PATIENT, Deadline, create_engine
 from carehook.ledger.connections.postgresql import (
     DRIVER_ERRORS,
     OTHER_SCHEMA,
@@ -146,27 +147,35 @@ class Database:
             connection = await engine.connect()
         except (sa.exc.SQLAlchemyError, *DRIVER_ERRORS) as error:
             raise self.explain(error) from error
+        deadline: Deadline | None = None
         try:
-            if self.is_sqlite or seconds is None:
-                yield connection
-            else:
-                async with end_after(seconds, connection):
-                    yield connection
-        except TookTooLong as error:
-            raise self.explain(TimeoutError()) from error
+            # SQLite waits for no other machine.
+            if seconds is not None and not self.is_sqlite:
+                deadline = await Deadline.set(connection, seconds)
+            yield connection
         except sa.exc.DBAPIError as error:
+            if deadline is not None and deadline.is_over:
+                raise self.explain(TimeoutError()) from error
             if _is_the_stores_fault(error):
                 raise self.explain(error) from error
             raise
         finally:
             # A connection whose transaction was cancelled goes back to the pool all the same.
-            await end(self._give_back(connection))
+            await end(self._give_back(connection, deadline))
 
-    async def _give_back(self, connection: AsyncConnection) -> None:
-        if self._is_closed:
-            # Its pool is gone, and nobody would close it.
-            await connection.invalidate()
-        await connection.close()
+    async def _give_back(self, connection: AsyncConnection, deadline: Deadline | None) -> None:
+        try:
+            if self._is_closed:
+                # Its pool is gone, and nobody would close it.
+                await connection.invalidate()
+            await connection.close()
+        except (sa.exc.SQLAlchemyError, *DRIVER_ERRORS):
+            # It was lost, and nothing with it: what was read is read, and what was to be committed is.
+            with contextlib.suppress(sa.exc.SQLAlchemyError, *DRIVER_ERRORS):
+                await connection.invalidate()
+        finally:
+            if deadline is not None:
+                deadline.call_off()
 
     def explain(self, error: Exception) -> LedgerUnavailable:
         """One sentence, for the operator, about a store that does not answer; without its password."""

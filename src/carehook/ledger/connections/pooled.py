@@ -8,9 +8,7 @@ cancel the waiting instead would have the driver ask the same server to cancel t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -39,10 +37,6 @@ BE_PATIENT: Final = sa.text("SET LOCAL idle_in_transaction_session_timeout = '10
 _IS_NEW: Final = "is new"
 
 
-class TookTooLong(Exception):
-    """A transaction failed as its connection was ended, for it took too long."""
-
-
 def create_engine(url: URL, pool_size: int) -> AsyncEngine:
     """An engine on PostgreSQL, which opens nothing until it is first used."""
     engine = create_async_engine(
@@ -63,19 +57,26 @@ def create_engine(url: URL, pool_size: int) -> AsyncEngine:
     return engine
 
 
-@asynccontextmanager
-async def end_after(seconds: float, connection: AsyncConnection) -> AsyncIterator[None]:
-    """End a connection that is in use for longer. Raises `TookTooLong` where that made the block fail."""
-    driver: Any = (await connection.get_raw_connection()).driver_connection
-    timer = asyncio.get_running_loop().call_later(seconds, driver.terminate)
-    try:
-        yield
-    except sa.exc.DBAPIError as error:
-        if timer.when() <= asyncio.get_running_loop().time():
-            raise TookTooLong from error
-        raise
-    finally:
-        timer.cancel()
+class Deadline:
+    """Ends a connection that is in use for longer than it may be."""
+
+    def __init__(self, driver: Any, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(seconds, driver.terminate)
+
+    @classmethod
+    async def set(cls, connection: AsyncConnection, seconds: float) -> Self:
+        """One for a connection of SQLAlchemy's, from now on."""
+        return cls((await connection.get_raw_connection()).driver_connection, seconds)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the connection was ended, unless that was called off before."""
+        return self._timer.when() <= self._loop.time()
+
+    def call_off(self) -> None:
+        """The connection is in use no more."""
+        self._timer.cancel()
 
 
 def _greet(connection: Any, record: Any) -> None:
@@ -87,10 +88,10 @@ def _try_out(connection: Any, record: Any, _: object) -> None:
     """Have SQLAlchemy open another connection, where one that was idle is lost, and trust none that is as old."""
     if record.info.pop(_IS_NEW, False):
         return
-    timer = asyncio.get_running_loop().call_later(CONNECT_TIMEOUT, connection.driver_connection.terminate)
+    deadline = Deadline(connection.driver_connection, CONNECT_TIMEOUT)
     try:
         connection.ping()
     except Exception as error:
         raise sa.exc.InvalidatePoolError from error
     finally:
-        timer.cancel()
+        deadline.call_off()
