@@ -45,7 +45,7 @@ def kill_all_after_a_change(site: Site) -> None:
             process.kill()
 
     struck = site.operators.strike_after_the_next_change(strike)
-    assert struck.wait(_PATIENCE), "nobody changed anything"
+    assert struck.wait(_PATIENCE), f"nobody changed anything {site.describe_surprises()}"
     site.tend()
 
 
