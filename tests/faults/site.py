@@ -182,7 +182,7 @@ class Site:
         )
 
     def describe_surprises(self) -> str:
-        """What was answered that nothing explains: whoever was answered so has stopped in the middle of what they did."""
+        """Answers that nothing explains. Whoever got one has stopped in the middle of what they did."""
         return "\n".join([*self.callers.surprises, *self.operators.interventions.surprises])
 
     def wait_for_refusal(self) -> None:
