@@ -66,10 +66,12 @@ async def test_stopping_closes_connections(own_server: PostgresServer) -> None:
     assert await execute(own_server.plain_url(), "SELECT 1") == 1
 
 
-def test_nothing_is_left_of_tests_that_were_killed() -> None:
-    program = """if True:
+@pytest.mark.parametrize("last", ["pass", "server.freeze()"])
+def test_nothing_is_left_of_tests_that_were_killed(last: str) -> None:
+    program = f"""if True:
         from tests.servers.postgres import PostgresServer
         with PostgresServer() as server:
+            {last}
             print(server._watchdog.pid, server._process.pid, server._directory, flush=True)
             input()
     """

@@ -27,9 +27,15 @@ START_TIMEOUT = 30.0
 FAST = {"fsync": "off", "full_page_writes": "off"}
 """The settings of a server whose data nobody will miss."""
 
-# When the tests' process has let go of it, nothing may stay. It stops the server where that runs, and removes what
-# there is on this machine.
-STOPPER = 'read -r _; exec "$1" stop --pgdata "$2/data" --mode immediate --silent'
+# When the tests' process has let go of it, nothing may stay. It stops the server where that runs, which may have been
+# frozen, and removes what there is on this machine.
+STOPPER = """
+read -r _
+if pid=$(head -n 1 "$2/data/postmaster.pid" 2>/dev/null); then
+    kill -CONT $(cat "/proc/$pid/task/$pid/children" 2>/dev/null) "$pid" 2>/dev/null
+fi
+exec "$1" stop --pgdata "$2/data" --mode immediate --silent
+"""
 WATCHDOG = 'directory=$1; shift; "$@"; rm -rf -- "$directory"'
 
 
