@@ -153,11 +153,13 @@ def lose_all_nodes_for_a_minute(site: Site) -> None:
 def fill_the_disk(site: Site) -> None:
     """No room on the disk of the store, until callers were told so and a while longer."""
     assert site.disk is not None
-    # PostgreSQL panics where it cannot write its log, and recovers by itself.
+    # PostgreSQL panics where it cannot write its log, and recovers by itself, unless it finds no room for that either.
     site.disk.fill()
     site.wait_for_refusal()
     site.wait_a_while()
     site.disk.free()
+    if site.database is not None and not site.database.is_running():
+        site.database.start()
 
 
 def jump_ahead(site: Site) -> None:
